@@ -1,0 +1,45 @@
+# Two commands matter: `make demo` and `make test`. Each prepares the checkout first (tools/bootstrap.sh).
+.PHONY: demo test bench soak lint format types clean help
+.DEFAULT_GOAL := help
+PY := .venv/bin/python
+
+help:
+	@echo "make demo     two nodes, real programs, one story: what Mycelia does, on this machine"
+	@echo "make test     lint, types and all tests"
+	@echo "make bench    Mycelia beside Envoy on this machine (loadtests/README.md)"
+	@echo "make soak     long, bounded tests: leaks and faults under load"
+	@echo "make format   format the sources"
+	@echo "make clean    remove .venv and everything that was generated"
+
+demo:
+	@tools/bootstrap.sh demo
+	@$(PY) -m mesh.cli demo $(ARGS)
+
+test: lint types
+	@$(PY) -m pytest -n 2 $(ARGS)
+
+lint:
+	@tools/bootstrap.sh dev
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check --quiet . || { echo "run 'make format'"; exit 1; }
+
+types: lint
+	@$(PY) -m mypy
+
+format:
+	@tools/bootstrap.sh dev
+	@$(PY) -m ruff check --fix-only --quiet .
+	@$(PY) -m ruff format .
+
+bench:
+	@tools/bootstrap.sh dev
+	@$(PY) -m loadtests.bench $(ARGS)
+
+soak:
+	@tools/bootstrap.sh dev
+	@$(PY) -m loadtests.soak $(ARGS)
+
+clean:
+	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name '__pycache__' -type d -prune -exec rm -rf {} +
+	find proto -name '*_pb2.py*' -delete
