@@ -1,0 +1,100 @@
+"""The tree keeps the direction of imports that ARCHITECTURE.md draws, and every error is documented once."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+MAY_IMPORT: dict[str, set[str]] = {
+    "transport": {"proto"},
+    "telemetry": {"proto", "transport"},
+    "ca": {"proto", "transport", "telemetry"},
+    "config": {"proto", "transport", "telemetry", "ca"},
+    "ztunnel": {"proto", "transport", "telemetry", "ca", "config"},
+    "waypoint": {"proto", "transport", "telemetry", "ca", "config"},
+    "node": {"proto", "transport", "telemetry", "config"},
+    "mesh": {"proto", "transport", "telemetry", "ca", "config", "ztunnel", "waypoint", "node"},
+    "proto": set(),
+}
+# Sans-IO cores: they take bytes, events and the time as arguments.
+PURE = ("transport/http2", "transport/spiffe.py", "transport/timer_wheel.py", "ztunnel/state")
+IMPURE_MODULES = {"trio", "socket", "ssl", "select", "subprocess", "threading", "asyncio", "time", "random"}
+# A data worker stays small: nothing of the control plane's weight is loaded into it.
+NOT_IN_WORKERS = {"trio", "pydantic", "structlog", "prometheus_client", "rich", "yaml", "h11", "asyncio"}
+
+
+def sources(folder: str) -> Iterator[Path]:
+    start = ROOT / folder
+    paths = [start] if start.suffix == ".py" else sorted(start.rglob("*.py"))
+    return (path for path in paths if not path.name.endswith("_pb2.py"))
+
+
+def imported_roots(path: Path) -> set[str]:
+    roots: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            roots.update(alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            roots.add(node.module.split(".")[0])
+    return roots
+
+
+@pytest.mark.parametrize("package", sorted(MAY_IMPORT))
+def test_imports_point_inward(package: str) -> None:
+    forbidden = set(MAY_IMPORT) - MAY_IMPORT[package] - {package} | {"tests", "loadtests"}
+    wrong = {
+        str(path.relative_to(ROOT)): sorted(imported_roots(path) & forbidden)
+        for path in sources(package)
+        if imported_roots(path) & forbidden
+    }
+    assert wrong == {}
+
+
+@pytest.mark.parametrize("place", PURE)
+def test_cores_do_no_input_or_output(place: str) -> None:
+    wrong = {
+        str(path.relative_to(ROOT)): sorted(imported_roots(path) & IMPURE_MODULES)
+        for path in sources(place)
+        if imported_roots(path) & IMPURE_MODULES
+    }
+    assert wrong == {}
+
+
+def test_a_data_worker_loads_nothing_heavy() -> None:
+    program = "import sys, ztunnel.worker.__main__; print('\\n'.join(sys.modules))"
+    loaded = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert NOT_IN_WORKERS & {name.split(".")[0] for name in loaded} == set()
+
+
+def error_classes() -> Iterator[tuple[str, str, Path]]:
+    for package in MAY_IMPORT:
+        for path in sources(package):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.ClassDef):
+                    for statement in node.body:
+                        if (match := re.match(r"code(: .*)? = ['\"](MYC-\d{4})['\"]", ast.unparse(statement))) is not None:
+                            yield match.group(2), node.name, path
+
+
+def test_error_codes_are_unique() -> None:
+    seen: dict[str, str] = {}
+    for code, name, path in error_classes():
+        assert code not in seen, f"{code} is both {seen[code]} and {name} ({path})"
+        seen[code] = name
+
+
+def test_every_error_code_is_documented() -> None:
+    documented = set(re.findall(r"MYC-\d{4}", (ROOT / "docs" / "errors.md").read_text()))
+    in_code = {code for code, _, _ in error_classes()}
+    assert in_code - documented == set(), "add these to docs/errors.md"
+    assert documented - in_code == set(), "docs/errors.md names codes that no longer exist"
