@@ -6,7 +6,7 @@ clock. Keys are P-256. Nothing here is meant for use outside tests.
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,12 +17,12 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 SERVER_AND_CLIENT = (ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH)
-_DAY = datetime.timedelta(days=1)
+_DAY = dt.timedelta(days=1)
 
 
 @dataclass(frozen=True, slots=True)
 class TestAuthority:
-    """A signing certificate. `pem` is its own; `chain_pem` what a leaf must carry besides itself (no root)."""
+    """A signing certificate. `pem` is its own; `chain_pem` what a leaf carries besides itself (no root)."""
 
     __test__ = False  # pytest: not a test class
 
@@ -35,8 +35,8 @@ class TestAuthority:
         return self.certificate.public_bytes(serialization.Encoding.PEM).decode()
 
 
-def _now() -> datetime.datetime:
-    return datetime.datetime.now(datetime.UTC)
+def _now() -> dt.datetime:
+    return dt.datetime.now(dt.UTC)
 
 
 def _common_name(name: str) -> x509.Name:
@@ -105,14 +105,14 @@ def issue(
     authority: TestAuthority,
     spiffe_id: str | Sequence[str] | None,
     *,
-    not_before: datetime.datetime | None = None,
-    not_after: datetime.datetime | None = None,
+    not_before: dt.datetime | None = None,
+    not_after: dt.datetime | None = None,
     ekus: Sequence[x509.ObjectIdentifier] = SERVER_AND_CLIENT,
     dns_names: Sequence[str] = (),
     extra_names: Sequence[x509.GeneralName] = (),
     key: ec.EllipticCurvePrivateKey | None = None,
 ) -> tuple[bytes, bytes]:
-    """Issue a leaf: `(chain_pem, key_pem)`, the chain being the leaf and then any issuing CAs, without the root.
+    """Issue a leaf: `(chain_pem, key_pem)`; the chain is the leaf and any issuing CAs, without the root.
 
     `spiffe_id` is the URI SAN (several, or None for none). Defaults: valid from an hour ago for one day, both
     EKUs, a fresh P-256 key. `ekus=()` leaves the extension out.
