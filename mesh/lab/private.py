@@ -1,8 +1,8 @@
 """Private namespaces: the way in, and the proof of being inside.
 
-Everything that builds networks (the demo, the namespace tests, the benchmarks) first enters namespaces of its own:
-network, mounts, processes and, for an ordinary user, users. The host's network is never touched, and when the first
-process inside ends, nothing is left. `mesh/lab/supervise.py` does the work.
+Everything that builds networks (the demo, the namespace tests, the benchmarks) first enters namespaces of
+its own: network, mounts, processes and, for an ordinary user, users. The host's network is never touched,
+and when the first process inside ends, nothing is left. `mesh/lab/supervise.py` does the work.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ SUPERVISOR = Path(__file__).with_name("supervise.py")
 
 
 def is_private() -> bool:
-    """True inside a namespace that `enter_private_namespace` made (and not merely below such a process elsewhere)."""
+    """True inside a namespace that `enter_private_namespace` made (and not merely below such a process
+    elsewhere).
+    """
     return os.environ.get(MARKER) == marker()
 
 
@@ -39,7 +41,8 @@ def why_forbidden() -> str | None:
 
 
 def enter_private_namespace(argv: Sequence[str]) -> None:
-    """Replaces this process by a supervisor that runs `argv` in private namespaces; returns at once when inside.
+    """Replaces this process by a supervisor that runs `argv` in private namespaces; returns at once when
+    inside.
 
     `argv` is the whole command line that brings this program back to this call (`sys.orig_argv` mostly). The
     supervisor keeps this pid, passes signals on and ends with the command's exit code. Raises
@@ -56,14 +59,14 @@ def replace_by_supervisor(argv: Sequence[str]) -> NoReturn:
     """The second half of `enter_private_namespace`, for a caller that has asked `why_forbidden()` itself."""
     sys.stdout.flush()
     sys.stderr.flush()
-    os.execv(sys.executable, [sys.executable, "-I", "-S", str(SUPERVISOR), "--", *argv])
+    os.execv(sys.executable, [sys.executable, "-I", "-S", str(SUPERVISOR), "--", *argv])  # noqa: S606 - on purpose
 
 
 def enter_another_network() -> None:
     """Moves the calling thread into network and mount namespaces of its own, once inside.
 
-    For processes that share a private namespace and must not meet each other's ports and names (the workers of a
-    test run). Threads started by this one follow.
+    For processes that share a private namespace and must not meet each other's ports and names (the workers
+    of a test run). Threads started by this one follow.
     """
     if not is_private():
         raise NamespacesForbiddenError("not inside a private namespace")

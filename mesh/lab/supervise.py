@@ -2,21 +2,23 @@
 
     python -I -S supervise.py [--probe] -- PROGRAM ARGUMENT...
 
-Standard library only, and started without site packages: it stays resident beside the command, so it is small.
-`mesh.lab.private` is the door for the rest of the tree.
+Standard library only, and started without site packages: it stays resident beside the command, so it is
+small. `mesh.lab.private` is the door for the rest of the tree.
 
 Theory of operation. Three processes:
 
-* the supervisor (the process that was asked) makes the namespaces and waits; signals sent to it go on to the command;
-* the first child is process 1 of the new pid namespace: it mounts /proc, /run and friends, brings `lo` up and reaps.
-  When it ends, for whatever reason, the kernel kills every process of that namespace and, with the last of them, the
-  network namespaces, their devices and rules go. That is the whole clean-up, and it cannot be skipped;
+* the supervisor (the process that was asked) makes the namespaces and waits; signals sent to it go on to
+  the command;
+* the first child is process 1 of the new pid namespace: it mounts /proc, /run and friends, brings `lo` up
+  and reaps. When it ends, for whatever reason, the kernel kills every process of that namespace and, with
+  the last of them, the network namespaces, their devices and rules go. That is the whole clean-up, and it
+  cannot be skipped;
 * the command.
 
 The first variant of namespaces that this system allows is taken; each is tried in a throw-away child first.
-Real root needs no user namespace and keeps more rights without one; everyone else becomes root in a user namespace.
-Where /proc cannot be mounted anew (some containers) the pid namespace is left out and the parent-death signal, which
-each process of the chain asks for, does its work.
+Real root needs no user namespace and keeps more rights without one; everyone else becomes root in a user
+namespace. Where /proc cannot be mounted anew (some containers) the pid namespace is left out and the
+parent-death signal, which each process of the chain asks for, does its work.
 """
 
 from __future__ import annotations
@@ -61,9 +63,7 @@ def _mount(source: str, target: str, kind: str | None, flags: int, options: str 
     def encode(text: str | None) -> bytes | None:
         return None if text is None else text.encode()
 
-    result = libc.mount(
-        encode(source), encode(target), encode(kind), ctypes.c_ulong(flags), encode(options)
-    )
+    result = libc.mount(encode(source), encode(target), encode(kind), ctypes.c_ulong(flags), encode(options))
     _check(result, f"mount {target}")
 
 
@@ -99,7 +99,8 @@ def furnish(*, has_own_pids: bool) -> None:
     if Path("/var/run").resolve() != Path("/run"):
         with contextlib.suppress(CannotEnterError):  # no such folder on this system
             _mount("tmpfs", "/var/run", "tmpfs", MS_NOSUID | MS_NODEV, "mode=755")
-    with contextlib.suppress(CannotEnterError):  # only shows the right devices in /sys/class/net; nothing needs it
+    # Nothing needs this one; it makes /sys/class/net show the right devices.
+    with contextlib.suppress(CannotEnterError):
         _mount("sysfs", "/sys", "sysfs", MS_NOSUID | MS_NODEV | MS_NOEXEC)
     for folder in ("/run/netns", "/run/lock"):
         Path(folder).mkdir(parents=True, exist_ok=True)
@@ -186,7 +187,7 @@ def advice() -> str:
             if Path(path).read_text().strip() == bad:
                 return f"user namespaces are switched off; as root run `{command}`, or run this as root"
     if os.geteuid() == 0:
-        return "this root may not make namespaces: give the container CAP_SYS_ADMIN and CAP_NET_ADMIN (--privileged)"
+        return "this root may not make namespaces: run the container with --privileged"
     return "run this as root, or allow user namespaces (a container needs --privileged)"
 
 
@@ -225,7 +226,7 @@ def _command(argv: list[str]) -> int:
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     os.environ[MARKER] = marker()
     try:
-        os.execvp(argv[0], argv)
+        os.execvp(argv[0], argv)  # noqa: S606 - on purpose
     except OSError as refused:
         print(f"{argv[0]}: {refused.strerror}", file=sys.stderr)
         return 127 if refused.errno == errno.ENOENT else 126
@@ -244,7 +245,8 @@ def _first(argv: list[str], *, has_own_pids: bool) -> int:
 def supervise(argv: list[str]) -> int:
     """Runs `argv` in private namespaces; gives its exit code (128 + signal when it was killed)."""
     with contextlib.suppress(KeyError):
-        # Inside, the user looks like root; what is named after the user (scratch folders) keeps the real name.
+        # Inside, the user looks like root; what is named after the user (scratch folders) keeps the real
+        # name.
         os.environ.setdefault("LOGNAME", pwd.getpwuid(os.getuid()).pw_name)
     flags = choose()
     signal.pthread_sigmask(signal.SIG_BLOCK, {*FORWARDED, signal.SIGCHLD})
