@@ -8,9 +8,7 @@ from transport.errors import Blame, MeshError
 
 
 class ResourceRejected(MeshError):
-    """A resource from the control plane cannot be used; it is refused (NACK) and its last good version
-    stays.
-    """
+    """A resource from the control plane cannot be used; its last good version stays."""
 
     code: ClassVar[str] = "MYC-4001"
     blame: ClassVar[Blame] = Blame.REMOTE

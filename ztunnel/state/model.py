@@ -163,7 +163,7 @@ class Service:
     namespace: str
     hostname: str
     vips: tuple[Vip, ...] = ()
-    ports: Mapping[int, int] = NO_PORTS
+    ports: Mapping[int, int] = field(default_factory=lambda: NO_PORTS)
     identities: tuple[SpiffeId, ...] = ()
     waypoint: GatewayRef | None = None
     weighted_waypoints: tuple[WeightedGateway, ...] = ()
@@ -203,7 +203,7 @@ class Workload:
     is_healthy: bool = True
     cluster_id: str = DEFAULT_CLUSTER
     hostname: str = ""
-    services: Mapping[str, Mapping[int, int]] = field(default=NO_SERVICES)
+    services: Mapping[str, Mapping[int, int]] = field(default_factory=lambda: NO_SERVICES)
     application_tunnel: ApplicationTunnel | None = None
     locality: Locality = NO_LOCALITY
     is_host_network: bool = False
