@@ -1,0 +1,50 @@
+"""One open stream as the lean codec keeps it. A forgotten stream leaves at most a number behind."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from transport.http2.headers import NO_LENGTH, RequestHead
+
+CONNECT_REQUEST: Final = RequestHead(NO_LENGTH, is_connect=True, is_head=False)
+HEAD_REQUEST: Final = RequestHead(NO_LENGTH, is_connect=False, is_head=True)
+ORDINARY_REQUEST: Final = RequestHead(NO_LENGTH, is_connect=False, is_head=False)
+
+
+class Stream:
+    """States of RFC 9113 5.1 as two booleans; both closed means forgotten.
+
+    What the peer may still send is `in_window`; `in_pending` was consumed but not announced yet. So what the
+    caller still holds is: announced window - in_window - in_pending.
+    """
+
+    __slots__ = (
+        "body_left",
+        "has_head",
+        "has_responded",
+        "has_sent_data",
+        "id",
+        "in_pending",
+        "in_window",
+        "is_local_closed",
+        "is_remote_closed",
+        "is_starved",
+        "is_tunnel",
+        "out_window",
+        "request",
+    )
+
+    def __init__(self, stream_id: int, request: RequestHead, out_window: int, in_window: int) -> None:
+        self.id = stream_id
+        self.request = request
+        self.out_window = out_window
+        self.in_window = in_window
+        self.in_pending = 0
+        self.body_left = NO_LENGTH  # octets that content-length still promises
+        self.has_head = False  # client: the final response's head came; server: always
+        self.has_responded = False  # server: the final response's head was sent
+        self.has_sent_data = False
+        self.is_starved = False  # the caller saw less than a full frame sendable
+        self.is_tunnel = False  # CONNECT: only DATA from here on (8.5)
+        self.is_local_closed = False
+        self.is_remote_closed = False
