@@ -1,0 +1,162 @@
+"""Configurations of the Envoy pair: TCP to HTTP/2 CONNECT over mutual TLS, and back, as two ztunnels do it.
+
+Built as values and written as JSON, which Envoy reads as YAML. Only what an HBONE tunnel needs is set; every
+buffer, window and thread setting is Envoy's default.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from loadtests.certificates import Leaf
+
+EXTENSIONS = "type.googleapis.com/envoy.extensions"
+Config = dict[str, object]
+UNBOUNDED = {
+    "thresholds": [{"max_connections": 100_000, "max_pending_requests": 100_000, "max_requests": 100_000}]
+}
+BACKLOG = 4096
+MAX_STREAMS = 10_000
+
+
+def outbound(
+    *, listen: tuple[str, int], peer: tuple[str, int], authority: str, leaf: Leaf, roots: Path, peer_id: str
+) -> Config:
+    """The client side: every connection to `listen` becomes one CONNECT to `authority` at `peer`."""
+    proxy = _typed(
+        "filters.network.tcp_proxy.v3.TcpProxy",
+        stat_prefix="outbound",
+        cluster="hbone",
+        tunneling_config={
+            "hostname": authority,
+            "headers_to_add": [
+                {"header": {"key": "baggage", "value": "k8s.namespace.name=default,k8s.pod.name=client"}},
+                {"header": {"key": "forwarded", "value": "for=%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%"}},
+            ],
+        },
+    )
+    options = _typed(
+        "upstreams.http.v3.HttpProtocolOptions",
+        explicit_http_config={"http2_protocol_options": {"max_concurrent_streams": MAX_STREAMS}},
+    )
+    tls = _typed(
+        "transport_sockets.tls.v3.UpstreamTlsContext",
+        common_tls_context=_tls_context(leaf, roots, {"exact": peer_id}),
+    )
+    return _bootstrap(
+        "outbound",
+        _listener(listen, {"filters": [{"name": "envoy.filters.network.tcp_proxy", "typed_config": proxy}]}),
+        _cluster(
+            "hbone",
+            peer,
+            typed_extension_protocol_options={
+                EXTENSIONS.partition("/")[2] + ".upstreams.http.v3.HttpProtocolOptions": options
+            },
+            transport_socket={"name": "envoy.transport_sockets.tls", "typed_config": tls},
+        ),
+    )
+
+
+def inbound(
+    *, listen: tuple[str, int], target: tuple[str, int], leaf: Leaf, roots: Path, trusted_prefix: str
+) -> Config:
+    """The server side: terminates HBONE, checks the peer's identity as a policy does, dials `target`."""
+    authority = f"{target[0]}:{target[1]}"
+    route = {
+        "match": {"connect_matcher": {}},
+        "route": {
+            "cluster": "application",
+            "timeout": "0s",
+            "idle_timeout": "0s",
+            "upgrade_configs": [{"upgrade_type": "CONNECT", "connect_config": {}}],
+        },
+    }
+    rbac = _typed(
+        "filters.http.rbac.v3.RBAC",
+        rules={
+            "action": "ALLOW",
+            "policies": {
+                "mesh": {
+                    "permissions": [{"any": True}],
+                    "principals": [{"authenticated": {"principal_name": {"prefix": trusted_prefix}}}],
+                }
+            },
+        },
+    )
+    manager = _typed(
+        "filters.network.http_connection_manager.v3.HttpConnectionManager",
+        stat_prefix="inbound",
+        codec_type="HTTP2",
+        stream_idle_timeout="0s",
+        http2_protocol_options={"allow_connect": True, "max_concurrent_streams": MAX_STREAMS},
+        upgrade_configs=[{"upgrade_type": "CONNECT"}],
+        route_config={"virtual_hosts": [{"name": "application", "domains": [authority], "routes": [route]}]},
+        http_filters=[
+            {"name": "envoy.filters.http.rbac", "typed_config": rbac},
+            {"name": "envoy.filters.http.router", "typed_config": _typed("filters.http.router.v3.Router")},
+        ],
+    )
+    tls = _typed(
+        "transport_sockets.tls.v3.DownstreamTlsContext",
+        require_client_certificate=True,
+        common_tls_context=_tls_context(leaf, roots, {"prefix": trusted_prefix}),
+    )
+    chain = {
+        "transport_socket": {"name": "envoy.transport_sockets.tls", "typed_config": tls},
+        "filters": [{"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}],
+    }
+    return _bootstrap("inbound", _listener(listen, chain), _cluster("application", target))
+
+
+def _typed(kind: str, **fields: object) -> Config:
+    return {"@type": f"{EXTENSIONS}.{kind}", **fields}
+
+
+def _address(address: tuple[str, int]) -> Config:
+    return {"socket_address": {"address": address[0], "port_value": address[1]}}
+
+
+def _listener(address: tuple[str, int], chain: Mapping[str, object]) -> Config:
+    return {
+        "name": "tunnel",
+        "address": _address(address),
+        "tcp_backlog_size": BACKLOG,
+        "filter_chains": [chain],
+    }
+
+
+def _cluster(name: str, address: tuple[str, int], **more: object) -> Config:
+    endpoint = {"endpoint": {"address": _address(address)}}
+    return {
+        "name": name,
+        "connect_timeout": "5s",
+        "type": "STATIC",
+        "circuit_breakers": UNBOUNDED,
+        "load_assignment": {"cluster_name": name, "endpoints": [{"lb_endpoints": [endpoint]}]},
+        **more,
+    }
+
+
+def _tls_context(leaf: Leaf, roots: Path, identity: Mapping[str, str]) -> Config:
+    return {
+        "alpn_protocols": ["h2"],
+        "tls_params": {"tls_minimum_protocol_version": "TLSv1_3", "tls_maximum_protocol_version": "TLSv1_3"},
+        "tls_certificates": [
+            {
+                "certificate_chain": {"filename": str(leaf.chain_path)},
+                "private_key": {"filename": str(leaf.key_path)},
+            }
+        ],
+        "validation_context": {
+            "trusted_ca": {"filename": str(roots)},
+            "match_typed_subject_alt_names": [{"san_type": "URI", "matcher": dict(identity)}],
+        },
+    }
+
+
+def _bootstrap(name: str, listener: Config, cluster: Config) -> Config:
+    return {
+        "node": {"id": name, "cluster": "bench"},
+        "static_resources": {"listeners": [listener], "clusters": [cluster]},
+    }
