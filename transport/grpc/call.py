@@ -122,6 +122,10 @@ class Call:
 
     # --- used by the two sides ---
 
+    def limit_messages(self, max_bytes: int) -> None:
+        """A smaller bound than the connection's, before the first message."""
+        self._decoder = MessageDecoder(max_bytes)
+
     def abort(self, error: GrpcError, error_code: int = CANCEL) -> None:
         """Ends the call from here: RST_STREAM, and `error` for whoever still uses it. Idempotent."""
         if not self.is_over:

@@ -28,7 +28,7 @@ ENHANCE_YOUR_CALM = 0xB
 PROTOCOL_ERROR = 0x1
 
 
-class FrameRefused(Exception):  # noqa: N818 - a verdict, named by what happened
+class FrameRefused(Exception):
     """The connection must end with GOAWAY `error_code`; internal to this package."""
 
     def __init__(self, error_code: int, reason: str) -> None:

@@ -10,7 +10,6 @@ nothing that one connection does ends another.
 
 from __future__ import annotations
 
-import logging
 import math
 import ssl
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -19,6 +18,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeAlias
 
+import structlog
 import trio
 
 from transport.errors import MeshError
@@ -29,7 +29,7 @@ from transport.grpc.metadata import Headers, Metadata, MetadataItems, decode_tim
 from transport.grpc.status import GrpcError, GrpcStatus, encode_message
 from transport.grpc.tls import accept_tls
 
-logger = logging.getLogger("mycelia.grpc")
+log = structlog.get_logger("grpc")
 
 
 @dataclass(slots=True)
@@ -99,11 +99,14 @@ class ServerLimits:
 
 
 def log_error(method: str, error: Exception) -> None:
-    logger.error("grpc_handler_failed method=%s", method, exc_info=error)
+    log.error("grpc_handler_failed", method=method, exc_info=error)
 
 
 class GrpcServer:
-    """Built inert. `serve` runs until it is cancelled or a drain (`begin_drain`) is complete."""
+    """`unary` and `streams` map full method names (`/package.Service/Method`) to handlers; `request_limits`
+    lowers the message size for single methods.
+
+    Built inert. `serve` runs until it is cancelled or a drain (`begin_drain`) is complete."""
 
     def __init__(
         self,
@@ -111,12 +114,14 @@ class GrpcServer:
         streams: Mapping[str, StreamHandler] | None = None,
         *,
         limits: ServerLimits | None = None,
+        request_limits: Mapping[str, int] | None = None,
         admit: Admission | None = None,
         on_error: Callable[[str, Exception], None] = log_error,
     ) -> None:
         self._unary = dict(unary or {})
         self._streams = dict(streams or {})
         self._limits = limits or ServerLimits()
+        self._request_limits = dict(request_limits or {})
         self._admit = admit
         self._on_error = on_error
         self._connections: set[Connection] = set()
@@ -165,7 +170,7 @@ class GrpcServer:
         try:
             await self._serve_admitted(stream, tls)
         except MeshError as error:
-            logger.info("grpc_connection_refused peer=%s reason=%s", peer_address(stream)[0], error)
+            log.info("grpc_connection_refused", peer=peer_address(stream)[0], reason=str(error))
         except Exception as error:  # noqa: BLE001 - one connection's defect must not end the server
             self._on_error("connection", error)
         finally:
@@ -186,6 +191,9 @@ class GrpcServer:
         async with trio.open_nursery() as nursery:
 
             def on_request(call: Call) -> None:
+                limit = self._request_limits.get(_path(call))
+                if limit is not None:
+                    call.limit_messages(limit)
                 nursery.start_soon(self._serve_call, call, address, certificate)
 
             if self._draining.is_set():
@@ -276,7 +284,7 @@ class GrpcServer:
         call.send_headers(trailers, end_stream=True)
 
 
-class _NotGrpc(Exception):  # noqa: N818 - a verdict inside this module
+class _NotGrpc(Exception):
     """The request is HTTP/2 but not gRPC."""
 
 
@@ -285,6 +293,10 @@ def sole_cause(error: BaseException) -> BaseException:
     while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]
     return error
+
+
+def _path(call: Call) -> str:
+    return dict(call.headers or []).get(b":path", b"").decode("latin-1")
 
 
 def response_headers() -> Headers:

@@ -49,7 +49,7 @@ class GrpcError(MeshError):
         self.message = message
 
 
-class ChannelUnavailable(GrpcError):  # noqa: N818 - named by what happened
+class ChannelUnavailable(GrpcError):
     """The channel to a gRPC server could not be made, or was lost."""
 
     code: ClassVar[str] = "MYC-1302"
