@@ -49,7 +49,7 @@ class Http2Codec(Protocol):
         """Put preface, SETTINGS and the connection's WINDOW_UPDATE into the output. Call once, first."""
 
     def receive(self, data: memoryview | bytes) -> list[Event]:
-        """Take in bytes, cut anywhere. DATA is delivered as it comes; its views are valid until the next call."""
+        """Take in bytes, cut anywhere. DATA comes out piece by piece; its views live until the next call."""
 
     def take_output(self) -> bytes | bytearray:
         """What is to be sent, in order; empty if nothing is. The caller owns it."""
@@ -58,7 +58,7 @@ class Http2Codec(Protocol):
         """Send a request; returns its stream id. Raises StreamLimitReached or GoingAway. Clients only."""
 
     def send_headers(self, stream_id: int, headers: Sequence[Header], end_stream: bool = False) -> None:
-        """Server: a response (any number of 1xx first), then trailers. Client: trailers. Trailers end the stream."""
+        """Server: a response (any 1xx first), then trailers. Client: trailers. Trailers end the stream."""
 
     def send_data(
         self, stream_id: int, data: bytes | bytearray | memoryview, end_stream: bool = False
@@ -91,7 +91,7 @@ class Http2Codec(Protocol):
         """End a stream both ways with RST_STREAM and drop what was received. No event follows."""
 
     def ping(self, payload: bytes) -> None:
-        """Send a PING of 8 bytes; PingAcked follows. Marks time for the flood guards: call it on a timer only."""
+        """Send a PING of 8 bytes; PingAcked follows. The flood guards take it as a tick of the clock."""
 
     def goaway(
         self, code: ErrorCode = ErrorCode.NO_ERROR, *, last_stream_id: int | None = None, debug: bytes = b""

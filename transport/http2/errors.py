@@ -23,7 +23,7 @@ class StreamLimitReached(Http2Error):  # noqa: N818 - a state of the connection,
 
 
 class GoingAway(Http2Error):  # noqa: N818 - as above
-    """The connection takes no new streams: GOAWAY was seen or sent, it failed, or the stream ids are used up."""
+    """The connection takes no new streams: GOAWAY was seen or sent, it failed, or its ids are used up."""
 
     code = "MYC-1102"
     blame = Blame.REMOTE

@@ -47,6 +47,7 @@ _SETTING = struct.Struct(">HI")
 _HEADER_AND_WORD = struct.Struct(">IBII")
 _GOAWAY = struct.Struct(">IBIII")
 
+FIXED_SIZES: Final = {PRIORITY: 5, RST_STREAM: 4, PING: 8, WINDOW_UPDATE: 4}
 SETTINGS_ACK: Final = FRAME_HEADER.pack(SETTINGS, ACK, 0)
 
 
@@ -91,8 +92,23 @@ def header_block(stream_id: int, block: bytes, *, end_stream: bool, max_frame: i
     return b"".join(pieces)
 
 
+def strip_headers(flags: int, payload: bytes) -> bytes:
+    """The block fragment of a HEADERS payload, without padding and priority (6.2)."""
+    start, stop = 0, len(payload)
+    if flags & PADDED:
+        start = 1
+        stop -= payload[0] if payload else 0
+    if flags & WITH_PRIORITY:
+        start += 5
+    if start > len(payload):
+        raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "frame_size_wrong")
+    if start > stop:
+        raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "padding_too_long")
+    return payload[start:stop]
+
+
 def parse_settings(payload: bytes) -> list[tuple[int, int]]:
-    """The pairs of a SETTINGS payload, each checked against 6.5.2. The caller has checked that 6 divides it."""
+    """The pairs of a SETTINGS payload, each checked against 6.5.2. The caller knows that 6 divides it."""
     pairs = list(_SETTING.iter_unpack(payload))
     for setting, value in pairs:
         match setting:

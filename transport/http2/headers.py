@@ -32,11 +32,11 @@ _LOOKED_AT: Final = _CONNECTION_SPECIFIC | {b"te", b"content-length", b"host"}
 _KNOWN_GOOD_NAMES: Final = frozenset(
     {
         b"accept", b"accept-encoding", b"accept-language", b"authorization", b"baggage", b"cache-control",
-        b"content-encoding", b"content-type", b"cookie", b"date", b"etag", b"forwarded", b"grpc-accept-encoding",
-        b"grpc-encoding", b"grpc-message", b"grpc-status", b"grpc-timeout", b"location", b"origin", b"referer",
-        b"server", b"set-cookie", b"traceparent", b"tracestate", b"user-agent", b"vary", b"via", b"x-b3-sampled",
-        b"x-b3-spanid", b"x-b3-traceid", b"x-forwarded-client-cert", b"x-forwarded-for", b"x-forwarded-network",
-        b"x-forwarded-proto", b"x-istio-source", b"x-request-id",
+        b"content-encoding", b"content-type", b"cookie", b"date", b"etag", b"forwarded", b"grpc-encoding",
+        b"grpc-accept-encoding", b"grpc-message", b"grpc-status", b"grpc-timeout", b"location", b"origin",
+        b"referer", b"server", b"set-cookie", b"traceparent", b"tracestate", b"user-agent", b"vary", b"via",
+        b"x-b3-sampled", b"x-b3-spanid", b"x-b3-traceid", b"x-forwarded-client-cert", b"x-forwarded-for",
+        b"x-forwarded-network", b"x-forwarded-proto", b"x-istio-source", b"x-request-id",
     }
 )  # fmt: skip
 _REQUEST_PSEUDO: Final = frozenset({b":method", b":scheme", b":authority", b":path", b":protocol"})
@@ -181,7 +181,7 @@ _RESPONSE_PSEUDO: Final = frozenset({b":status"})
 
 
 def check_response(headers: Sequence[Header], *, end_stream: bool, request: RequestHead) -> ResponseHead:
-    """Judge a response's header list (8.3.2). `content_length` is what its body must have. Raises HeadFault."""
+    """Judge a response's header list (8.3.2); `content_length` is what its body must have. Or HeadFault."""
     pseudo = _pseudo(headers, _RESPONSE_PSEUDO)
     content_length = _check_fields(headers, len(pseudo))
     text = pseudo.get(b":status")

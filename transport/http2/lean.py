@@ -29,18 +29,16 @@ from transport.http2.events import (
     WindowOpened,
 )
 from transport.http2.flood import Flood, flooded
-from transport.http2.headers import HeadFault, RequestHead, check_request, check_response, check_trailers
+from transport.http2.headers import HeadFault, RequestHead, check_request, check_response
 from transport.http2.hpack.decoder import Decoder, HeaderBlock
 from transport.http2.hpack.table import HpackError
 from transport.http2.sending import SendingHalf
 from transport.http2.settings import MAX_WINDOW, Http2Settings, Role
-from transport.http2.stream import Stream
+from transport.http2.stream import Stream, trailers_fault
 
 _unpack = frames.FRAME_HEADER.unpack_from
 _EMPTY: Final = memoryview(b"")
 _ID_MASK: Final = 0x7FFF_FFFF
-_FIXED_SIZES: Final = {frames.PRIORITY: 5, frames.RST_STREAM: 4, frames.PING: 8, frames.WINDOW_UPDATE: 4}
-_MAX_GAPS: Final = 16
 
 # What the next frame has to be, if not any
 _ANYTHING: Final = 0
@@ -73,9 +71,6 @@ class LeanCodec(SendingHalf):
         self._continuations = 0
         self._is_settings_acked = False
         self._peer_goaway_last = _ID_MASK
-        self._gaps: list[
-            range
-        ] = []  # ids that the peer skipped: using them now is an error of the connection
         self._peer_max_header_list: int | None = None
         self._peer_max_streams: int | None = None
         self._is_peer_connect_protocol = False
@@ -206,7 +201,7 @@ class LeanCodec(SendingHalf):
             return 1 if flags & frames.PADDED else 0
         if kind > frames.CONTINUATION:
             return 0
-        fixed = _FIXED_SIZES.get(kind)
+        fixed = frames.FIXED_SIZES.get(kind)
         if fixed is not None:
             if size != fixed and (kind != frames.PRIORITY or size > 64):
                 raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "frame_size_wrong")
@@ -272,9 +267,9 @@ class LeanCodec(SendingHalf):
 
     def _answer_late(self, stream_id: int) -> None:
         """DATA or HEADERS on a stream that is gone (5.1): RST_STREAM once, unless we reset it ourselves."""
-        if not self._closed.get(stream_id):
+        if not self._closed.is_reset_by_us(stream_id):
             self._out += frames.rst_stream(stream_id, ErrorCode.STREAM_CLOSED)
-            self._remember(stream_id, is_reset_by_us=True)
+            self._closed.remember(stream_id, is_reset_by_us=True)
             self._guard.reply()
 
     def _close_remote(self, stream: Stream) -> None:
@@ -323,7 +318,7 @@ class LeanCodec(SendingHalf):
             self._close_remote(stream)
 
     def _data_fault(self, stream: Stream, size: int, body: int, ends: bool) -> tuple[ErrorCode, str] | None:
-        """What is wrong with this DATA frame on this stream; takes its body off the content-length otherwise."""
+        """What is wrong with this DATA frame here; if nothing, its body is taken off the content-length."""
         if stream.is_remote_closed:
             return ErrorCode.STREAM_CLOSED, "data_after_end_of_stream"
         if size > stream.in_window:
@@ -336,25 +331,12 @@ class LeanCodec(SendingHalf):
             stream.body_left -= body
         return None
 
-    # HEADERS and CONTINUATION (6.2, 6.10, 8)
+    # HEADERS and CONTINUATION: RFC 9113 sections 6.2, 6.10 and 8
 
     def _on_headers(self, flags: int, stream_id: int, payload: bytes) -> None:
-        if stream_id == 0 or stream_id % 2 == 0:
+        if stream_id % 2 == 0:
             raise _protocol_error("headers_on_wrong_stream_id")
-        start, stop = 0, len(payload)
-        if flags & frames.PADDED:
-            if not stop:
-                raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "frame_size_wrong")
-            start, stop = 1, stop - payload[0]
-        if flags & frames.WITH_PRIORITY:
-            start += 5
-        if start > stop:
-            too_short = start > len(payload)
-            raise ConnectionFault(
-                ErrorCode.FRAME_SIZE_ERROR if too_short else ErrorCode.PROTOCOL_ERROR,
-                "frame_size_wrong" if too_short else "padding_too_long",
-            )
-        block = payload[start:stop]
+        block = frames.strip_headers(flags, payload)
         if flags & frames.END_HEADERS:
             self._on_block(stream_id, block, bool(flags & frames.END_STREAM))
             return
@@ -400,14 +382,14 @@ class LeanCodec(SendingHalf):
     def _on_late_headers(self, stream_id: int) -> None:
         if not self._was_opened(stream_id):
             raise _protocol_error("headers_on_idle_stream")
-        if any(stream_id in gap for gap in self._gaps):
+        if self._closed.was_skipped(stream_id):
             raise _protocol_error("stream_id_not_increasing")
         self._answer_late(stream_id)
         self._guard.late_frame()
 
     def _on_request(self, stream_id: int, block: HeaderBlock, ends: bool) -> None:
         if stream_id > self.highest_peer_stream + 2:
-            self._note_gap(self.highest_peer_stream + 2, stream_id)
+            self._closed.note_skipped(self.highest_peer_stream + 2, stream_id)
         self.highest_peer_stream = stream_id
         self._guard.streams += 1
         has_said_goodbye = self._goaway_sent is not None and stream_id > self._goaway_sent
@@ -443,15 +425,10 @@ class LeanCodec(SendingHalf):
         block.verdict = (ends, request)
         return request
 
-    def _note_gap(self, first: int, end: int) -> None:
-        if len(self._gaps) >= _MAX_GAPS:
-            del self._gaps[0]
-        self._gaps.append(range(first, end, 2))
-
     def _refuse(self, stream_id: int) -> None:
         """5.1.2: more streams than we advertise, or after our GOAWAY. The client may safely try elsewhere."""
         self._out += frames.rst_stream(stream_id, ErrorCode.REFUSED_STREAM)
-        self._remember(stream_id, is_reset_by_us=True)
+        self._closed.remember(stream_id, is_reset_by_us=True)
         self._guard.reply()
         if self._is_settings_acked:  # before, it could not know
             self._guard.early_end()
@@ -464,7 +441,7 @@ class LeanCodec(SendingHalf):
                 self._out += frames.rst_stream(stream_id, ErrorCode.NO_ERROR)
         else:
             self._out += frames.rst_stream(stream_id, ErrorCode.PROTOCOL_ERROR)
-        self._remember(stream_id, is_reset_by_us=True)
+        self._closed.remember(stream_id, is_reset_by_us=True)
         self._events.append(HeadersRejected(stream_id, fault.status, fault.reason))
         self._guard.reply()
         self._guard.early_end()
@@ -489,18 +466,7 @@ class LeanCodec(SendingHalf):
         self._events.append(HeadersReceived(stream.id, block.headers.copy(), ends, is_trailers=False))
 
     def _on_trailers(self, stream: Stream, block: HeaderBlock, ends: bool) -> None:
-        reason = block.excess
-        if stream.is_tunnel:
-            reason = "headers_on_tunnel"  # 8.5
-        elif not ends:
-            reason = "trailers_without_end_of_stream"
-        elif stream.body_left > 0:
-            reason = "body_differs_from_content_length"
-        elif not reason:
-            try:
-                check_trailers(block.headers)
-            except HeadFault as fault:
-                reason = fault.reason
+        reason = trailers_fault(stream, block.headers, block.excess, ends)
         if reason:
             self._stream_error(stream, ErrorCode.PROTOCOL_ERROR, reason)
             return

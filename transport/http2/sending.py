@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from transport.http2 import frames
+from transport.http2.closed import ClosedStreams
 from transport.http2.error_codes import ErrorCode
 from transport.http2.errors import CodecMisuse, ConnectionFault, GoingAway, StreamLimitReached
 from transport.http2.events import ConnectionFailed, Event, Header
@@ -24,9 +25,8 @@ from transport.http2.settings import (
     Http2Settings,
     Role,
 )
-from transport.http2.stream import CONNECT_REQUEST, HEAD_REQUEST, ORDINARY_REQUEST, Stream
+from transport.http2.stream import Stream, describe_request
 
-_REMEMBERED_CLOSED: Final = 128
 _MAX_OPEN_PINGS: Final = 16
 _pack = frames.FRAME_HEADER.pack
 _pack_into = frames.FRAME_HEADER.pack_into
@@ -48,19 +48,6 @@ def our_settings(role: Role, settings: Http2Settings) -> bytes:
     return frames.settings(values)
 
 
-def _describe_request(headers: Sequence[Header]) -> tuple[bytes, bool]:
-    """Method and whether it is an extended CONNECT."""
-    method, is_extended = b"", False
-    for name, value in headers:
-        if name == b":method":
-            method = value
-        elif name == b":protocol":
-            is_extended = True
-        elif name[:1] != b":":
-            break
-    return method, is_extended
-
-
 class SendingHalf:
     """See codec.Http2Codec for what each public method promises."""
 
@@ -73,7 +60,7 @@ class SendingHalf:
         self._encoder = Encoder()
         self._guard = FloodGuard(settings.limits)
         self._streams: dict[int, Stream] = {}
-        self._closed: dict[int, bool] = {}  # recently forgotten ids, oldest first -> was reset by us
+        self._closed = ClosedStreams()
         self._lingering: dict[int, int] = {}  # forgotten ids -> bytes that the caller still holds
         self._next_id = 1
         self._out_window = DEFAULT_WINDOW
@@ -132,15 +119,9 @@ class SendingHalf:
             raise GoingAway("the connection takes no new streams", next_step="open another connection")
         if len(self._streams) >= self.peer_max_streams:
             raise StreamLimitReached(f"the peer allows {self.peer_max_streams} streams at a time")
-        method, is_extended = _describe_request(headers)
-        request = ORDINARY_REQUEST
-        if method == b"CONNECT" and not is_extended:
-            request = CONNECT_REQUEST
-        elif method == b"HEAD":
-            request = HEAD_REQUEST
         self._next_id = stream_id + 2
         self._guard.streams += 1
-        stream = Stream(stream_id, request, self._peer_initial_window, self._stream_window)
+        stream = Stream(stream_id, describe_request(headers), self._peer_initial_window, self._stream_window)
         stream.is_local_closed = end_stream
         self._streams[stream_id] = stream
         self._write_headers(stream_id, headers, end_stream)
@@ -338,7 +319,7 @@ class SendingHalf:
         """Drop a stream that has ended; a reset one gives back at once what its caller may still hold."""
         stream_id = stream.id
         del self._streams[stream_id]
-        self._remember(stream_id, is_reset_by_us=was_reset and not is_by_peer)
+        self._closed.remember(stream_id, is_reset_by_us=was_reset and not is_by_peer)
         held = self._stream_window - stream.in_window - stream.in_pending
         if not held:
             return
@@ -346,12 +327,6 @@ class SendingHalf:
             self._credit(held)
         else:
             self._lingering[stream_id] = held
-
-    def _remember(self, stream_id: int, *, is_reset_by_us: bool) -> None:
-        closed = self._closed
-        if len(closed) >= _REMEMBERED_CLOSED:
-            del closed[next(iter(closed))]
-        closed[stream_id] = is_reset_by_us
 
     def _fail(self, fault: ConnectionFault) -> None:
         """The connection is over: GOAWAY into the output, all streams dropped."""

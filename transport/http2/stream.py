@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
-from transport.http2.headers import NO_LENGTH, RequestHead
+from transport.http2.events import Header
+from transport.http2.headers import NO_LENGTH, HeadFault, RequestHead, check_trailers
 
-CONNECT_REQUEST: Final = RequestHead(NO_LENGTH, is_connect=True, is_head=False)
-HEAD_REQUEST: Final = RequestHead(NO_LENGTH, is_connect=False, is_head=True)
-ORDINARY_REQUEST: Final = RequestHead(NO_LENGTH, is_connect=False, is_head=False)
+_CONNECT: Final = RequestHead(NO_LENGTH, is_connect=True, is_head=False)
+_HEAD: Final = RequestHead(NO_LENGTH, is_connect=False, is_head=True)
+_ORDINARY: Final = RequestHead(NO_LENGTH, is_connect=False, is_head=False)
+
+
+def describe_request(headers: Sequence[Header]) -> RequestHead:
+    """What a client's codec must know of its own request to judge the response."""
+    method, is_extended = b"", False
+    for name, value in headers:
+        if name == b":method":
+            method = value
+        elif name == b":protocol":
+            is_extended = True
+        elif name[:1] != b":":
+            break
+    if method == b"CONNECT" and not is_extended:
+        return _CONNECT
+    return _HEAD if method == b"HEAD" else _ORDINARY
 
 
 class Stream:
@@ -48,3 +65,20 @@ class Stream:
         self.is_tunnel = False  # CONNECT: only DATA from here on (8.5)
         self.is_local_closed = False
         self.is_remote_closed = False
+
+
+def trailers_fault(stream: Stream, headers: Sequence[Header], excess: str, ends: bool) -> str:
+    """Why a second header list on this stream cannot be its trailers; empty if it can."""
+    if stream.is_tunnel:
+        return "headers_on_tunnel"  # 8.5
+    if not ends:
+        return "trailers_without_end_of_stream"
+    if stream.body_left > 0:
+        return "body_differs_from_content_length"
+    if excess:
+        return excess
+    try:
+        check_trailers(headers)
+    except HeadFault as fault:
+        return fault.reason
+    return ""

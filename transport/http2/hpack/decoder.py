@@ -33,7 +33,7 @@ class HeaderBlock:
 
 
 def decode_integer(block: bytes, position: int, prefix: int) -> tuple[int, int]:
-    """An integer whose prefix octet was all ones (5.1): `position` is behind that octet. (value, next position)."""
+    """An integer whose prefix octet, before `position`, was all ones (5.1): (value, next position)."""
     value, shift = prefix, 0
     for octet in block[position : position + _MAX_INTEGER_OCTETS]:
         position += 1
@@ -65,7 +65,7 @@ class Decoder:
         except IndexError:
             raise HpackError("block cut off, or index beyond the table") from None
 
-    def _decode(self, block: bytes) -> HeaderBlock:
+    def _decode(self, block: bytes) -> HeaderBlock:  # noqa: C901 - one loop over octets; calls per field cost
         headers: list[Header] = []
         entries = self._entries
         room = self._max_list_bytes

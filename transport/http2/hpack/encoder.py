@@ -84,7 +84,7 @@ def _shortest(string: bytes) -> bytes:
 
 
 class Encoder:
-    """One direction's encoding state. Entries are known by their number since birth; indices follow from it."""
+    """One direction's encoding state. An entry is known by its number since birth; its index follows."""
 
     def __init__(self) -> None:
         self._pairs: dict[Header, int] = {}
@@ -132,10 +132,7 @@ class Encoder:
     def _literal(self, header: Header) -> bytes:
         name, value = header
         number = self._names.get(name)
-        if number is not None:
-            index = STATIC_COUNT + self._inserted - number
-        else:
-            index = STATIC_NAMES.get(name, 0)
+        index = STATIC_NAMES.get(name, 0) if number is None else STATIC_COUNT + self._inserted - number
         if name in _NEVER_INDEXED:
             return encode_integer(index, 4, 0x10) + (b"" if index else _plain(name)) + _plain(value)
         if not self._is_worth_indexing(header, is_name_known=index > 0):
