@@ -126,3 +126,10 @@ class BadSettingError(NodeError):
 
     code = "MYC-5040"
     blame = Blame.ENVIRONMENT
+
+
+class ControlPlaneError(NodeError):
+    """The control plane sent something that cannot be understood."""
+
+    code = "MYC-5041"
+    blame = Blame.REMOTE

@@ -19,7 +19,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from node.errors import (
     KernelFeatureMissingError,
@@ -119,7 +119,7 @@ class Redirection:
     def addresses(self, namespace: NetworkNamespace) -> tuple[str, ...]:
         """The workload's addresses of global scope, IPv4 first, in the order of its devices."""
         with namespace.entered():
-            listed = json.loads(self._run([self._programs.ip, "-j", "addr", "show", "up"]) or "[]")
+            listed = self._list(["-j", "addr", "show", "up"])
         found = [
             (entry["family"], entry["local"])
             for device in listed
@@ -185,7 +185,7 @@ class Redirection:
             self._run([self._programs.ip, family, "route", "replace", *self._route()])
 
     def _has_rule(self, family: str) -> bool:
-        rules = json.loads(self._run([self._programs.ip, "-j", family, "rule", "show"]) or "[]")
+        rules = self._list(["-j", family, "rule", "show"])
         wanted = {
             "priority": ROUTE_PRIORITY,
             "fwmark": f"{CONNECTION_MARK:#x}",
@@ -195,9 +195,8 @@ class Redirection:
         return any(wanted.items() <= rule.items() for rule in rules)
 
     def _has_route(self, family: str) -> bool:
-        command = [self._programs.ip, "-j", family, "route", "show", "table", str(ROUTE_TABLE)]
         try:
-            routes = json.loads(self._run(command) or "[]")
+            routes = self._list(["-j", family, "route", "show", "table", str(ROUTE_TABLE)])
         except RuleCommandError as error:
             if "does not exist" in error.text:  # the kernel has not made the table yet
                 return False
@@ -221,6 +220,15 @@ class Redirection:
             listed = self._run([self._programs.nft, "-s", "list", "table", "inet", name])
             digest.update(listed.encode())
         return digest.hexdigest()
+
+    def _list(self, arguments: Sequence[str]) -> list[dict[str, Any]]:
+        """What `ip -j` lists."""
+        text = self._run([self._programs.ip, *arguments])
+        try:
+            listed = json.loads(text or "[]")
+        except json.JSONDecodeError as error:
+            raise RuleCommandError(f"`ip {' '.join(arguments)}` wrote no JSON: {text[:200]!r}") from error
+        return list(listed)
 
     def _nft(self, script: str) -> None:
         self._run([self._programs.nft, "-f", "-"], script)

@@ -6,8 +6,11 @@ owner alone. A file that cannot be understood is set aside, not overwritten, and
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from node.attachment import NodeState, from_json, to_json
@@ -21,15 +24,26 @@ class StateFile:
         self._directory = directory
         self.path = directory / FILE_NAME
 
-    def prepare(self) -> None:
-        """Makes the folder. Raises StateFileError."""
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Makes the folder and keeps other agents out of it. Raises StateFileError."""
         try:
             self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            lock = os.open(self._directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise StateFileError(
-                f"cannot make the state folder {self._directory}: {error.strerror}",
+                f"cannot use the state folder {self._directory}: {error.strerror}",
                 next_step="choose another with --state-dir",
             ) from error
+        with os.fdopen(lock):
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise StateFileError(
+                    f"another node agent uses the state folder {self._directory}",
+                    next_step="stop it, or choose another folder with --state-dir",
+                ) from error
+            yield
 
     def load(self) -> NodeState:
         """The last state saved, or an empty one. Raises StateFileError when the file is of no use."""

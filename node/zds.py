@@ -22,12 +22,12 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-import structlog
 import trio
 from google.protobuf.message import DecodeError
 
 from node.errors import NoZtunnelError, ZdsProtocolError, ZtunnelRefusedError
 from proto.istio import zds_pb2 as zds
+from telemetry.logging import get_logger
 from transport.errors import MeshError
 from transport.netns import NetworkNamespace
 
@@ -37,7 +37,7 @@ MAX_CONNECTIONS = 8
 MAX_QUEUED = 4096
 RECEIVE_BYTES = 64 * 1024
 
-log = structlog.get_logger("node.zds")
+log = get_logger("node.zds")
 
 
 @dataclass(frozen=True, slots=True)
