@@ -115,7 +115,9 @@ class Agent:
         await self._detach(self._keeper(uid), grace_s=grace_s)
 
     async def wait(self, uid: str, *, is_captured: bool, timeout_s: float) -> Attachment:
-        """Returns once the workload is captured, or is not. Raises NotReachedError, UnknownAttachmentError."""
+        """Returns once the workload is captured, or is not. Raises NotReachedError,
+        UnknownAttachmentError.
+        """
         with trio.move_on_after(timeout_s):
             while True:
                 keeper = self._keeper(uid)

@@ -18,7 +18,7 @@ import trio
 
 from node.agent import Agent, AttachRequest
 from node.attachment import CaptureOrder, Reference
-from node.errors import BadRequestError, NodeError
+from node.errors import BadRequestError
 from node.keeper import Goal, Keeper
 from telemetry.logging import get_logger
 from transport.errors import MeshError
@@ -144,8 +144,7 @@ async def _answer(stream: trio.SocketStream, answer: dict[str, Any]) -> None:
 
 
 def _failure(error: MeshError) -> dict[str, Any]:
-    shown = error if isinstance(error, MeshError) else NodeError(str(error))
-    return {"ok": False, "error": {"code": shown.code, "text": shown.text, "next_step": shown.next_step}}
+    return {"ok": False, "error": {"code": error.code, "text": error.text, "next_step": error.next_step}}
 
 
 def _text(request: dict[str, Any], field: str) -> str:

@@ -29,6 +29,9 @@ class RequestFailedError(NodeError):
         super().__init__(text, next_step=next_step)
         self.remote_code = remote_code
 
+    def __str__(self) -> str:
+        return super().__str__().replace(self.code, self.remote_code)
+
 
 @dataclass(frozen=True, slots=True)
 class ListedWorkload:
@@ -95,7 +98,9 @@ class AgentClient:
         return str(answer["uid"])
 
     def detach(self, uid: str, *, grace_s: float | None = None) -> None:
-        """Releases and forgets a workload; returns when its rules are gone. Uid: namespace/name by default."""
+        """Releases and forgets a workload; returns when its rules are gone. Uid: namespace/name by
+        default.
+        """
         self._request({"op": "detach", "uid": uid, "grace_s": grace_s}, (grace_s or 0.0) + 60.0)
 
     def wait(self, uid: str, *, is_captured: bool = True, timeout_s: float = 30.0) -> None:
@@ -126,9 +131,10 @@ class AgentClient:
             answer = json.loads(line)
             if answer["ok"]:
                 return dict(answer)
-            error = answer["error"]
-            raise RequestFailedError(
-                str(error["text"]), next_step=str(error["next_step"]), remote_code=str(error["code"])
+            told = answer["error"]
+            failure = RequestFailedError(
+                str(told["text"]), next_step=str(told["next_step"]), remote_code=str(told["code"])
             )
         except (ValueError, KeyError, TypeError) as error:
             raise AgentUnreachableError(f"what listens at {self._path} is no node agent") from error
+        raise failure

@@ -170,7 +170,9 @@ class Keeper:
     # --- told from outside; nothing here awaits ---
 
     def wish(self, goal: Goal, *, grace_s: float | None = None) -> None:
-        """Changes the goal. A namespace that is gone stays gone, a detached workload is not captured again."""
+        """Changes the goal. A namespace that is gone stays gone, a detached workload is not captured
+        again.
+        """
         if self.goal is Goal.GONE or (self.goal is Goal.DETACHED and goal is not Goal.GONE):
             return
         if grace_s is not None:
@@ -205,7 +207,9 @@ class Keeper:
     # --- the loop ---
 
     async def run(self) -> None:
-        """Until detached or gone. Cancellation leaves everything as it is: rules in place, ztunnel serving."""
+        """Until detached or gone. Cancellation leaves everything as it is: rules in place, ztunnel
+        serving.
+        """
         delay_s = self._settings.retry_first_s
         try:
             with self._handle:

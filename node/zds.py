@@ -106,7 +106,9 @@ class _Request:
 
 
 class _Connection:
-    """One ztunnel. Requests queued are answered in order, each with its outcome, even when the link breaks."""
+    """One ztunnel. Requests queued are answered in order, each with its outcome, even when the link
+    breaks.
+    """
 
     def __init__(self, sock: trio.socket.SocketType, wanted: dict[str, ServedWorkload], number: int) -> None:
         self._sock = sock
@@ -121,7 +123,9 @@ class _Connection:
         self.is_open = True
 
     def put(self, request: _Request) -> None:
-        """Queues; at the bound, or on a closed connection, the request fails and the connection is dropped."""
+        """Queues; at the bound, or on a closed connection, the request fails and the connection is
+        dropped.
+        """
         if not self.is_open or len(self._queue) >= MAX_QUEUED:
             request.finish(ZdsProtocolError("the ztunnel does not keep up; its connection is dropped"))
             self._sock.close()
@@ -214,7 +218,9 @@ async def receive_packet(sock: trio.socket.SocketType) -> bytes:
 
 
 class ZdsServer:
-    """See the module. `on_add_answer(uid, error)` is told of every answer to an Add, live or in a snapshot."""
+    """See the module. `on_add_answer(uid, error)` is told of every answer to an Add, live or in a
+    snapshot.
+    """
 
     def __init__(self, on_add_answer: Callable[[str, MeshError | None], None] = lambda *_: None) -> None:
         self._on_add_answer = on_add_answer

@@ -24,7 +24,9 @@ POLL_S = 0.002
 
 
 class Capture:
-    """A running capture. Made by `Lab.capture`; ended by `stop()`, by leaving its context, or with the lab."""
+    """A running capture. Made by `Lab.capture`; ended by `stop()`, by leaving its context, or with the
+    lab.
+    """
 
     def __init__(self, process: subprocess.Popen[bytes], path: Path, marker: socket.socket) -> None:
         self.path = path
