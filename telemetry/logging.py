@@ -99,9 +99,9 @@ def configure_logging(
     render = render_json if is_json else render_plain
     sink = write or _to_stderr
 
-    def emit(_: object, method: str, event: MutableMapping[str, Any]) -> str:
+    def emit(logger: _LineLogger, method: str, event: MutableMapping[str, Any]) -> str:
         level = _ALIASES.get(method, method)
-        scope = str(event.pop("scope", ""))
+        scope = str(event.pop("scope", logger.scope))
         if not levels.is_enabled(scope, level):
             raise structlog.DropEvent
         error = event.pop("exc_info", None)
@@ -113,7 +113,8 @@ def configure_logging(
     structlog.configure(
         processors=[emit],
         wrapper_class=structlog.make_filtering_bound_logger(0),
-        logger_factory=lambda *_: _LineLogger(sink),
+        # `structlog.get_logger("scope")` works too.
+        logger_factory=lambda *scope: _LineLogger(sink, *scope[:1]),
         cache_logger_on_first_use=False,
     )
     return levels
@@ -122,7 +123,8 @@ def configure_logging(
 class _LineLogger:
     """What structlog hands finished lines to."""
 
-    def __init__(self, sink: Callable[[str], None]) -> None:
+    def __init__(self, sink: Callable[[str], None], scope: str = "") -> None:
+        self.scope = scope
         self.debug = self.info = self.warning = self.warn = self.error = sink
         self.critical = self.exception = self.fatal = self.msg = self.log = sink
 

@@ -13,7 +13,6 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import ClassVar, TypeVar
 
 from telemetry.errors import InvalidLogLevel
@@ -25,7 +24,6 @@ DEFAULT_ROOT_CA = "./var/run/secrets/istio/root-cert.pem"
 DEFAULT_TOKEN = "./var/run/secrets/tokens/istio-token"  # noqa: S105 - a path
 DEFAULT_ZDS_SOCKET = "/var/run/ztunnel/ztunnel.sock"
 DEFAULT_STATE_DIR = "/var/lib/mycelia/ztunnel"
-SYSTEM_ROOTS = "SYSTEM"
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -51,18 +49,6 @@ class Endpoint:
     roots: str = DEFAULT_ROOT_CA
     alternative_name: str = ""
     headers: tuple[tuple[str, str], ...] = ()
-
-    def roots_pem(self) -> str:
-        """The PEM text, read now (the file may have been renewed), or `SYSTEM`. Raises `InvalidSetting`."""
-        if self.roots == SYSTEM_ROOTS or "-----BEGIN" in self.roots:
-            return self.roots
-        try:
-            return Path(self.roots).read_text(encoding="ascii")
-        except (OSError, UnicodeDecodeError) as error:
-            raise InvalidSetting(
-                f"cannot read the root certificate {self.roots}: {error}",
-                next_step="set XDS_ROOT_CA and CA_ROOT_CA",
-            ) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +116,7 @@ class Settings:
     # None: no control plane, only what is saved in the state directory.
     xds: Endpoint | None
     ca: Endpoint
+    # A path (begins with / or ./) or the token itself; empty: the default path where it exists, else none.
     auth_token: str = ""
     secret_ttl_s: float = 86400.0
     zds_socket: str = DEFAULT_ZDS_SOCKET
@@ -144,17 +131,6 @@ class Settings:
     log_level: str = "info"
     is_log_json: bool = False
     is_policy_logged: bool = False
-
-
-def read_token(setting: str) -> str:
-    """The bearer token as it is now: `AUTH_TOKEN` is a file or the token itself; empty where there is
-    none.
-    """
-    path = setting or DEFAULT_TOKEN
-    try:
-        return Path(path).read_text(encoding="utf-8").strip()
-    except (OSError, ValueError):  # no such file, or a literal token that is no path
-        return setting.strip() if setting and "/" not in setting else ""
 
 
 def settings_from(environment: Mapping[str, str]) -> Settings:

@@ -1,0 +1,156 @@
+"""The last resources of the control plane on disk, so that a node starts and goes on without it.
+
+One file: a magic line with the SHA-256 of what follows, then length-prefixed DeltaDiscoveryResponse
+messages of at most 200 resources each, in the order of arrival. It is written aside, synced and
+renamed, so a crash leaves the old one; a damaged file is reported and not used. It holds policies and
+addresses, no keys.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import struct
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import trio
+from google.protobuf.message import DecodeError
+
+from proto.envoy import discovery_pb2 as pb
+from telemetry.logging import get_logger
+from ztunnel.control.errors import SavedStateUnusable
+
+FILE_NAME = "resources"
+SETTLE_S = 1.0
+RETRY_S = 30.0
+_MAGIC = b"mycelia-resources-1 "
+_LENGTH = struct.Struct("!I")
+_BATCH = 200
+_MAX_FILE_BYTES = 1 << 30
+
+# By type URL and name, in order of arrival: version and bytes.
+Held = Mapping[str, Mapping[str, tuple[str, bytes]]]
+
+
+def encode_held(held: Held) -> bytes:
+    body = bytearray()
+    for type_url, resources in held.items():
+        for chunk in _chunks(type_url, resources):
+            data = chunk.SerializeToString()
+            body += _LENGTH.pack(len(data))
+            body += data
+    return _MAGIC + hashlib.sha256(body).hexdigest().encode() + b"\n" + bytes(body)
+
+
+def decode_held(data: bytes) -> dict[str, dict[str, tuple[str, bytes]]]:
+    """Raises `SavedStateUnusable`."""
+    head, newline, body = data.partition(b"\n")
+    if not newline or not head.startswith(_MAGIC):
+        raise SavedStateUnusable("it is not a file of saved resources, or one of another version")
+    if hashlib.sha256(body).hexdigest().encode() != head[len(_MAGIC) :]:
+        raise SavedStateUnusable("its checksum is wrong")
+    held: dict[str, dict[str, tuple[str, bytes]]] = {}
+    position = 0
+    try:
+        while position < len(body):
+            (length,) = _LENGTH.unpack_from(body, position)
+            position += _LENGTH.size
+            chunk = pb.DeltaDiscoveryResponse.FromString(body[position : position + length])
+            position += length
+            resources = held.setdefault(chunk.type_url, {})
+            for resource in chunk.resources:
+                resources[resource.name] = (resource.version, resource.resource.value)
+    except (struct.error, DecodeError) as error:
+        raise SavedStateUnusable(f"it cannot be decoded: {error}") from error
+    return held
+
+
+def _chunks(type_url: str, resources: Mapping[str, tuple[str, bytes]]) -> Iterator[pb.DeltaDiscoveryResponse]:
+    chunk = pb.DeltaDiscoveryResponse(type_url=type_url)
+    for name, (version, value) in resources.items():
+        resource = chunk.resources.add(name=name, version=version)
+        resource.resource.type_url = type_url
+        resource.resource.value = value
+        if len(chunk.resources) >= _BATCH:
+            yield chunk
+            chunk = pb.DeltaDiscoveryResponse(type_url=type_url)
+    if chunk.resources:
+        yield chunk
+
+
+class SavedState:
+    """Reads the file once and keeps it up to date. An unusable disk is a warning, never an end."""
+
+    def __init__(self, directory: Path, held: Callable[[], Held]) -> None:
+        self._directory = directory
+        self._held = held
+        self._changed = trio.Event()
+        self._is_changed = False
+        self._log = get_logger("saved_state")
+
+    def load(self) -> dict[str, dict[str, tuple[str, bytes]]]:
+        """What was saved; empty where nothing (usable) is."""
+        path = self._directory / FILE_NAME
+        try:
+            with path.open("rb") as file:
+                return decode_held(file.read(_MAX_FILE_BYTES))
+        except FileNotFoundError:
+            return {}
+        except (OSError, SavedStateUnusable) as error:
+            self._log.warning("saved_state_unusable", path=str(path), error=str(error))
+            return {}
+
+    def note_change(self) -> None:
+        self._is_changed = True
+        self._changed.set()
+
+    async def run(self) -> None:
+        """Save after changes, not more often than every `SETTLE_S`, until cancelled."""
+        while True:
+            if not self._is_changed:
+                self._changed = trio.Event()
+                await self._changed.wait()
+            await trio.sleep(SETTLE_S)
+            if not await self.save():
+                await trio.sleep(RETRY_S)
+
+    async def save(self) -> bool:
+        """Write now if anything changed; False (and a warning) where the disk does not take it."""
+        if not self._is_changed:
+            return True
+        self._is_changed = False
+        data = encode_held(self._held())
+        try:
+            await trio.to_thread.run_sync(self._write, data)
+        except OSError as error:
+            self._is_changed = True
+            self._log.warning(
+                "saved_state_not_written",
+                directory=str(self._directory),
+                error=error.strerror or str(error),
+                consequence="a restart without the control plane would use the last file written",
+            )
+            return False
+        return True
+
+    def _write(self, data: bytes) -> None:
+        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(prefix=f".{FILE_NAME}.", dir=self._directory)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            Path(temporary).replace(self._directory / FILE_NAME)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                Path(temporary).unlink()
+            raise
+        directory = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
