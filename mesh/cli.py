@@ -1,0 +1,173 @@
+"""The `mycelia` command: everything a person does. This module parses and dispatches; the work is beside it.
+
+Every failure that somebody can mend is one line on standard error and a non-zero exit: 1 for "no" (a claim
+that does not hold, a manifest that is wrong), 2 for "cannot" (missing program, privilege, process, wrong
+argument), 130 for an interruption.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from transport.errors import MeshError
+
+EXIT_CANNOT = 2
+EXIT_INTERRUPTED = 130
+DEFAULT_AGENT_SOCKET = Path("/var/run/mycelia/node.sock")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Gives the exit code; also the console script's entry."""
+    options = _parser().parse_args(arguments)
+    work: Callable[[argparse.Namespace], int] = options.work
+    try:
+        return work(options)
+    except MeshError as error:
+        print(f"mycelia: {error}", file=sys.stderr)
+        return EXIT_CANNOT
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        sys.stderr.close()
+        return EXIT_CANNOT
+
+
+# Each command imports its own part only: `mycelia demo exec` is quick, and runs where half is not installed.
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from mesh.demo import command  # noqa: PLC0415
+
+    return command.run(is_kept=options.keep, is_fast=options.fast)
+
+
+def _demo_exec(options: argparse.Namespace) -> int:
+    from mesh.demo import keep  # noqa: PLC0415
+
+    keep.enter(options.workload, options.command)
+
+
+def _demo_stop(_options: argparse.Namespace) -> int:
+    from mesh.demo import keep  # noqa: PLC0415
+
+    keep.stop()
+    print("the demo is gone")
+    return 0
+
+
+def _status(options: argparse.Namespace) -> int:
+    from mesh import status  # noqa: PLC0415
+
+    return status.run(options)
+
+
+def _validate(options: argparse.Namespace) -> int:
+    from mesh import validate  # noqa: PLC0415
+
+    return validate.run(options.directory)
+
+
+def _node(options: argparse.Namespace) -> int:
+    from mesh import node_command  # noqa: PLC0415
+
+    return node_command.run(options)
+
+
+def _why(options: argparse.Namespace) -> int:
+    from mesh import why  # noqa: PLC0415
+
+    return why.run(options)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="mycelia", description="An ambient service mesh")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    _add_demo(commands)
+    _add_status(commands)
+    _add_config(commands)
+    _add_node(commands)
+    _add_why(commands)
+    return parser
+
+
+def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    demo = commands.add_parser(
+        "demo",
+        help="show the mesh on this machine, in namespaces of its own",
+        description="Builds two nodes with real programs in private namespaces, tells a story in chapters, "
+        "checks every claim and leaves nothing behind.",
+    )
+    demo.set_defaults(work=_demo)
+    demo.add_argument("--keep", action="store_true", help="leave it running afterwards")
+    demo.add_argument("--fast", "--no-pause", action="store_true", dest="fast", help="no pauses for reading")
+    inner = demo.add_subparsers(metavar="[exec | stop]")
+    execute = inner.add_parser("exec", help="run a command in a workload of a demo that was kept")
+    execute.set_defaults(work=_demo_exec)
+    execute.add_argument("workload")
+    execute.add_argument("command", nargs=argparse.REMAINDER, help="after --")
+    inner.add_parser("stop", help="end a demo that was kept").set_defaults(work=_demo_stop)
+
+
+def _add_status(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    status = commands.add_parser("status", help="what the mesh's processes say about themselves")
+    status.set_defaults(work=_status)
+    status.add_argument(
+        "--control-plane", metavar="HOST:PORT", default="127.0.0.1:15014", help="status port (%(default)s)"
+    )
+    status.add_argument(
+        "--agent", metavar="SOCKET", type=Path, default=DEFAULT_AGENT_SOCKET, help="node agent (%(default)s)"
+    )
+    status.add_argument(
+        "--ztunnel", metavar="HOST:PORT", default="127.0.0.1:15000", help="admin (%(default)s)"
+    )
+    status.add_argument(
+        "--readiness", metavar="HOST:PORT", default="127.0.0.1:15021", help="the ztunnel's (%(default)s)"
+    )
+
+
+def _add_config(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    config = commands.add_parser("config", help="manifests").add_subparsers(metavar="COMMAND", required=True)
+    validate = config.add_parser("validate", help="check a folder of manifests as the control plane would")
+    validate.set_defaults(work=_validate)
+    validate.add_argument("directory", type=Path)
+
+
+def _add_node(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    node = commands.add_parser("node", help="workloads of this node")
+    inner = node.add_subparsers(metavar="COMMAND", required=True, dest="node_command")
+    attach = inner.add_parser("attach", help="hand a workload's network namespace to the node agent")
+    detach = inner.add_parser("detach", help="take it back; its rules are removed")
+    listing = inner.add_parser("list", help="what is attached and captured")
+    for each in (attach, detach, listing):
+        each.set_defaults(work=_node)
+        each.add_argument("--agent", metavar="SOCKET", type=Path, default=DEFAULT_AGENT_SOCKET)
+    attach.add_argument("workload", metavar="NAMESPACE/NAME")
+    attach.add_argument("--service-account", default="default")
+    where = attach.add_mutually_exclusive_group(required=True)
+    where.add_argument("--netns-name", help="as `ip netns` lists it")
+    where.add_argument("--netns-path", help="such as /run/netns/NAME or /proc/PID/ns/net")
+    where.add_argument("--pid", help="of a process in the namespace, of a container for example")
+    attach.add_argument("--wait", action="store_true", help="until it is captured")
+    detach.add_argument("workload", metavar="NAMESPACE/NAME")
+
+
+def _add_why(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    why = commands.add_parser(
+        "why",
+        help="what the mesh would do with a connection, and which rule decides",
+        description="Asks the decisions themselves, on a folder of manifests; nothing is sent.",
+    )
+    why.set_defaults(work=_why)
+    why.add_argument("source", metavar="SRC", help="NAMESPACE/WORKLOAD or an address")
+    why.add_argument(
+        "destination", metavar="DST:PORT", help="address or NAMESPACE/SERVICE or host name, and port"
+    )
+    why.add_argument("--manifests", type=Path, required=True)
+    why.add_argument("--network", default="")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,393 @@
+"""The story of the demo, chapter by chapter. Each chapter does one thing and writes down what it saw."""
+
+from __future__ import annotations
+
+import base64
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from cryptography import x509
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from mesh.demo.checks import Ledger
+from mesh.demo.layout import ACTORS, RUN
+from mesh.demo.stage import READY_S, Flow, Stage
+from mesh.errors import NotInTimeError
+from mesh.lab.capture import Capture
+
+HBONE_PORT: Final = 15008
+SECRET: Final = b"card 4929-1234-5678-9012"
+REQUEST: Final = b"GET /order.txt"
+WEB_VIP_IPV4, WEB_VIP_IPV6 = "10.78.0.10", "fd78::10"
+TLS_RECORDS: Final = (b"\x14\x03", b"\x15\x03", b"\x16\x03", b"\x17\x03")
+CUT_S: Final = 10.0
+PAUSE_S: Final = 2.0
+SPIFFE: Final = re.compile(r"URI:(spiffe://\S+)")
+ACTOR: Final = {actor.name: actor for actor in ACTORS}
+
+MAIL: Final = """\
+From: client@shop.example
+To: orders@shop.example
+Subject: Order 18
+
+Two kilos of chanterelles, please.
+"""
+
+
+@dataclass(slots=True)
+class Story:
+    """Tells it on `console`; `pause_s` is the time to read between chapters."""
+
+    stage: Stage
+    console: Console
+    pause_s: float = 0.0
+    ledger: Ledger = field(default_factory=Ledger)
+
+    def tell(self) -> None:
+        """All chapters. Raises MeshError when the stage breaks; failed claims are in the ledger."""
+        chapters: tuple[tuple[str, Callable[[], None]], ...] = (
+            ("Two nodes, five workloads, real programs", self.build),
+            ("Before: whoever holds the wire reads along", self.before),
+            ("One label enrols the namespace", self.enrol),
+            ("The same request again: mutual TLS is all that the wire carries", self.after),
+            ("Who is who", self.identities),
+            ("A server that speaks first", self.server_first),
+            ("The server sees its client, in both address families", self.addresses),
+            ("A policy cuts an open connection", self.policy),
+            ("A strict namespace refuses plaintext", self.strict),
+        )
+        columns = (
+            TextColumn("[bold]{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+        )
+        with Progress(*columns, console=self.console, transient=True) as progress:
+            task = progress.add_task("", total=len(chapters))
+            for number, (title, chapter) in enumerate(chapters, 1):
+                progress.update(task, description=title)
+                self.console.print(f"\n[bold cyan]{number}. {title}[/]")
+                chapter()
+                progress.advance(task)
+                if number < len(chapters):
+                    time.sleep(self.pause_s)
+
+    # --- telling ---
+
+    def say(self, text: str) -> None:
+        self.console.print(f"   {text}", highlight=False)
+
+    def show(self, text: str) -> None:
+        """What a program printed, as it is."""
+        for line in text.strip().splitlines():
+            self.console.print(f"   [dim]|[/] {escape(line)}", highlight=False)
+
+    def claim(self, claim: str, *, is_held: bool, evidence: str) -> None:
+        check = self.ledger.add(claim, is_held=is_held, evidence=evidence)
+        mark = "[green]ok[/]" if check.is_held else "[bold red]FAILED[/]"
+        self.say(f"{mark} {escape(claim)} [dim]({escape(evidence)})[/]")
+
+    # --- chapters ---
+
+    def build(self) -> None:
+        stage = self.stage
+        self.say(
+            "alpha and beta are network namespaces joined by a link; so is each workload behind its node."
+        )
+        stage.build_network()
+        stage.start_applications()
+        stage.start_control_plane()
+        stage.start_nodes()
+        for actor in ACTORS:
+            place = stage.workload(actor.name)
+            self.say(
+                f"{actor.name:9} on {actor.node:6} namespace {actor.namespace:7} {place.ipv4:12} {place.ipv6}"
+            )
+
+    def before(self) -> None:
+        with self._wire() as capture:
+            body = self.fetch("client", self.url("web"))
+            self.show(f"client$ curl {self.url('web')}\n{body}")
+            lines = [line for line in self._readable(capture) if REQUEST in line or SECRET in line]
+        self.say("tcpdump on the link between the nodes:")
+        self.show("\n".join(line.decode(errors="replace") for line in lines))
+        self.claim(
+            "before enrolment the request and its answer can be read on the wire",
+            is_held=any(REQUEST in line for line in lines) and any(SECRET in line for line in lines),
+            evidence=f"{len(lines)} readable lines found",
+        )
+
+    def enrol(self) -> None:
+        stage = self.stage
+        stage.enrol()
+        self.show("namespace-shop.yaml: labels: istio.io/dataplane-mode: ambient")
+        members = [actor for actor in ACTORS if actor.namespace == "shop"]
+        begun = time.monotonic()
+        for actor in members:
+            with stage.agent(actor.node) as agent:
+                agent.wait(f"{actor.namespace}/{actor.name}", timeout_s=READY_S)
+        self._wait_for_tunnel()
+        self.claim(
+            "the namespace's workloads are captured, nothing was restarted",
+            is_held=all(process.poll() is None for process in stage.watched.values()),
+            evidence=f"{len(members)} workloads in {time.monotonic() - begun:.1f} s",
+        )
+
+    def after(self) -> None:
+        with self._wire() as capture:
+            body = self.fetch("client", self.url("web"))
+            self.show(f"client$ curl {self.url('web')}\n{body}")
+            is_readable = any(capture.contains(text) for text in (REQUEST, SECRET))
+            self._claim_only_tunnels(capture, "the same request")
+        self.claim(
+            "the same request has the same answer", is_held=SECRET.decode() in body, evidence="200, same text"
+        )
+        self.claim(
+            "neither the request nor its answer can be read on the wire any more",
+            is_held=not is_readable,
+            evidence="the capture holds neither text",
+        )
+
+    def identities(self) -> None:
+        client, web = ACTOR["client"].spiffe_id, ACTOR["web"].spiffe_id
+        flow = self._flow(
+            "beta", lambda one: one.get("dst.workload") == "web" and one.get("src.identity") == client
+        )
+        self.say("the ztunnel of beta, from the certificates of the handshake:")
+        self.show(f"src.identity={flow.get('src.identity')}\ndst.identity={flow.get('dst.identity')}")
+        self.claim(
+            "both ends proved their identity to each other",
+            is_held=flow.get("src.identity") == client and flow.get("dst.identity") == web,
+            evidence=f"{flow.get('src.identity')} -> {flow.get('dst.identity')}",
+        )
+        serial, names = self._probe("client", "web")
+        held = {str(chain) for chain in self._serials("beta", web)}
+        self.say(f"a TLS handshake with web:{HBONE_PORT} from client's namespace, read by openssl:")
+        self.show(f"serial {serial}, {', '.join(names)}")
+        self.claim(
+            "the certificate on the wire is web's, the one that its ztunnel holds",
+            is_held=names == [web] and serial in held,
+            evidence=f"serial {serial[:12]}..., {', '.join(names)}",
+        )
+
+    def server_first(self) -> None:
+        letter = RUN / "mail.txt"
+        letter.write_text(MAIL)
+        place = self.stage.workload("mail")
+        address = f"smtp://{place.ipv4}:25"
+        with self._wire() as capture:
+            done = self.stage.lab.run(
+                "client",
+                [
+                    *("curl", "-sS", "-v", "--max-time", "10", address),
+                    *("--mail-from", "client@shop.example", "--mail-rcpt", "orders@shop.example"),
+                    *("--upload-file", str(letter)),
+                ],
+                check=False,
+            )
+            self._claim_only_tunnels(capture, "the mail")
+        greeting = next((line[2:] for line in done.stderr.splitlines() if line.startswith("< 220")), "")
+        self.show(f"client$ curl {address} --upload-file mail.txt\n{greeting}")
+        inbox = self.stage.wait_for(
+            "the letter to arrive",
+            lambda: text if "chanterelles" in (text := (RUN / "logs" / "mail.log").read_text()) else None,
+            timeout_s=3.0,
+        )
+        self.claim(
+            "a server-first protocol works: the mail server greeted and took the letter",
+            is_held=done.returncode == 0 and bool(greeting) and "Order 18" in inbox,
+            evidence=greeting or done.stderr.strip()[-80:],
+        )
+
+    def addresses(self) -> None:
+        client = self.stage.workload("client")
+        web = self.stage.workload("web")
+        targets = {
+            "IPv4": (f"http://{web.ipv4}/order.txt", client.ipv4),
+            "IPv6": (f"http://[{web.ipv6}]/order.txt", client.ipv6),
+            "service IPv4": (f"http://{WEB_VIP_IPV4}/order.txt", client.ipv4),
+            "service IPv6": (f"http://[{WEB_VIP_IPV6}]/order.txt", client.ipv6),
+        }
+        log = RUN / "nginx" / "access.log"
+        with self._wire() as capture:
+            for name, (url, expected) in targets.items():
+                size = log.stat().st_size
+                body = self.fetch("client", url)
+                seen = log.read_text()[size:].strip()
+                self.show(f"nginx access.log: {seen}")
+                is_ours = seen.startswith((expected, client.ipv4, client.ipv6))
+                self.claim(
+                    f"{name}: the request arrives, and nginx sees the client's own address",
+                    is_held=SECRET.decode() in body and is_ours,
+                    evidence=f"{url} from {seen.partition(' ')[0]}",
+                )
+            self._claim_only_tunnels(capture, "all of it")
+
+    def policy(self) -> None:
+        stage, cache = self.stage, self.stage.workload("cache")
+        printed = RUN / "logs" / "redis-cli.log"
+        subscriber = stage.lab.popen(
+            "client", ["redis-cli", "-h", cache.ipv4], log=printed, stdin=subprocess.PIPE
+        )
+        assert subscriber.stdin is not None
+        subscriber.stdin.write(b"SUBSCRIBE orders\n")
+        subscriber.stdin.flush()
+        stage.wait_for("the subscription", lambda: "subscribe" in printed.read_text() or None)
+        self.say(
+            "client holds a redis subscription open. Dropped into the manifests: deny-client-to-cache.yaml"
+        )
+        since = stage.log_size("beta")
+        begun = time.monotonic()
+        stage.apply("deny-client-to-cache.yaml")
+        text = self._await_text(printed, "Error")
+        took = time.monotonic() - begun
+        self.show(f"redis-cli: {text.strip().splitlines()[-1]}")
+        self.claim(
+            "a DENY policy cuts the open connection", is_held="Error" in text, evidence=f"after {took:.2f} s"
+        )
+        stage.lab.stop(subscriber)
+        denied = stage.lab.run("client", ["redis-cli", "-h", cache.ipv4, "-t", "3", "PING"], check=False)
+        self.claim(
+            "a new connection is refused too",
+            is_held="PONG" not in denied.stdout,
+            evidence=(denied.stderr or denied.stdout).strip().splitlines()[-1][:80]
+            if denied.stderr or denied.stdout
+            else "cut",
+        )
+        flow = self._flow("beta", lambda one: "deny-client-to-cache" in str(one.get("error", "")), since)
+        self.say("the ztunnel of beta says why:")
+        self.show(str(flow.get("error")))
+        self.claim(
+            "the log names the policy",
+            is_held="shop/deny-client-to-cache" in str(flow.get("error", "")),
+            evidence=str(flow.get("error")),
+        )
+        self.claim(
+            "everything else goes on",
+            is_held=SECRET.decode() in self.fetch("client", self.url("web")),
+            evidence="web answers",
+        )
+
+    def strict(self) -> None:
+        stage = self.stage
+        before = self.fetch("outsider", self.url("web"))
+        self.claim(
+            "permissive: a workload outside the mesh is served in plaintext",
+            is_held=SECRET.decode() in before,
+            evidence="outsider got the answer",
+        )
+        since = stage.log_size("beta")
+        stage.apply("strict.yaml")
+        refused = stage.wait_for("the strict mode to hold", self._outsider_refused)
+        self.show(f"outsider$ curl {self.url('web')}\n{refused}")
+        self.claim("strict: plaintext from outside the mesh is refused", is_held=True, evidence=refused)
+        client_body = self.fetch("client", self.url("web"))
+        self.claim(
+            "strict: the mesh's own client is served as before",
+            is_held=SECRET.decode() in client_body,
+            evidence="client got the answer",
+        )
+        outsider = stage.workload("outsider").ipv4
+        flow = self._flow(
+            "beta",
+            lambda one: str(one.get("src.addr", "")).startswith(outsider) and bool(one.get("error")),
+            since,
+        )
+        self.claim("the refusal is logged", is_held=True, evidence=str(flow.get("error")))
+
+    # --- means ---
+
+    def url(self, name: str) -> str:
+        return f"http://{self.stage.workload(name).ipv4}/order.txt"
+
+    def fetch(self, who: str, url: str) -> str:
+        """The body, or what curl said instead."""
+        done = self.stage.lab.run(who, ["curl", "-gsS", "--max-time", "5", url], check=False)
+        return done.stdout if done.returncode == 0 else done.stderr.strip()
+
+    def _outsider_refused(self) -> str | None:
+        answer = self.fetch("outsider", self.url("web"))
+        return None if SECRET.decode() in answer else answer
+
+    def _wait_for_tunnel(self) -> None:
+        """Both ztunnels know that the peers are captured: a request crosses by the tunnel alone."""
+
+        def look() -> bool | None:
+            with self._wire() as capture:
+                self.fetch("client", self.url("web"))
+                return HBONE_PORT in capture.destination_ports() or None
+
+        self.stage.wait_for("the first tunnel between the nodes", look)
+
+    def _wire(self) -> Capture:
+        return self.stage.lab.capture("beta")
+
+    def _readable(self, capture: Capture) -> Iterator[bytes]:
+        for segment in capture.segments():
+            yield from segment.payload.split(b"\r\n" if REQUEST in segment.payload else b"\n")
+
+    def _claim_only_tunnels(self, capture: Capture, what: str) -> None:
+        """Every byte of TCP on the link belongs to a TLS connection with port 15008."""
+        segments = [segment for segment in capture.segments() if segment.payload]
+        strangers = {segment.ports for segment in segments if HBONE_PORT not in segment.ports}
+        hello = [segment for segment in segments if segment.payload[:2] in TLS_RECORDS]
+        self.claim(
+            f"{what} crossed the link as TLS to port {HBONE_PORT} and nothing else",
+            is_held=bool(hello) and not strangers,
+            evidence=f"{len(segments)} segments with data, {len(strangers)} connections beside the tunnel",
+        )
+
+    def _flow(self, node: str, is_it: Callable[[Flow], bool], since: int = 0) -> Flow:
+        """The access log record; a flow is written when its connection ends."""
+        return self.stage.wait_for(
+            f"the record of a connection in {node}'s access log",
+            lambda: next((one for one in self.stage.flows(node, since) if is_it(one)), None),
+            timeout_s=5.0,
+        )
+
+    def _await_text(self, path: Path, wanted: str) -> str:
+        try:
+            return self.stage.wait_for(
+                f"{wanted} in {path.name}",
+                lambda: text if wanted in (text := path.read_text()) else None,
+                timeout_s=CUT_S,
+            )
+        except NotInTimeError:
+            return path.read_text()
+
+    def _probe(self, who: str, whom: str) -> tuple[str, list[str]]:
+        """Serial and SPIFFE IDs of the certificate that a handshake with the inbound port brings."""
+        target = f"{self.stage.workload(whom).ipv4}:{HBONE_PORT}"
+        done = self.stage.lab.run(
+            who, ["openssl", "s_client", "-connect", target, "-alpn", "h2", "-tls1_3"], stdin="", check=False
+        )
+        begin = done.stdout.find("-----BEGIN CERTIFICATE-----")
+        end = done.stdout.find("-----END CERTIFICATE-----")
+        if begin < 0 or end < 0:
+            return "none", [done.stderr.strip()[-100:] or "no certificate"]
+        pem = done.stdout[begin : end + len("-----END CERTIFICATE-----")]
+        certificate = x509.load_pem_x509_certificate(pem.encode())
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        return str(certificate.serial_number), names.get_values_for_type(x509.UniformResourceIdentifier)
+
+    def _serials(self, node: str, identity: str) -> Iterator[str]:
+        """Serial numbers of the leaf certificates that a node's ztunnel holds for an identity."""
+        for one in self.stage.certificates(node):
+            chain = one.get("certChain")
+            if one.get("identity") == identity and isinstance(chain, list):
+                for certificate in chain[:1]:
+                    pem = base64.b64decode(certificate["pem"])
+                    yield str(x509.load_pem_x509_certificate(pem).serial_number)
+
+
+def pause_for(console: Console, *, is_fast: bool) -> float:
+    """People at a terminal get time to read."""
+    return PAUSE_S if console.is_terminal and not is_fast and sys.stdin.isatty() else 0.0
