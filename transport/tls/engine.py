@@ -1,0 +1,151 @@
+"""One OpenSSL connection over memory BIOs: bytes in, bytes out, no socket.
+
+This is the only module that calls OpenSSL's C functions. pyOpenSSL's own `recv_into`, `send`, `bio_read` and
+`bio_write` allocate a buffer and copy it once more per call, and raise an exception for each "no more data";
+on the data path that doubles the cost of a small message. Everything that is not per message (handshake,
+errors, certificates) goes through pyOpenSSL.
+
+OpenSSL keeps a queue of errors per thread and `SSL_get_error` looks at it, so each failure must empty the
+queue: pyOpenSSL does that when it raises.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Any, Final
+
+from cryptography.hazmat.primitives.serialization import Encoding
+from OpenSSL import SSL
+
+from transport.tls.buffers import CIPHER_BYTES, PLAIN_BYTES, TlsBuffers
+from transport.tls.errors import HandshakeFailed, TlsBroken
+
+_lib: Final[Any] = SSL._lib  # type: ignore[attr-defined]
+_ffi: Final[Any] = SSL._ffi  # type: ignore[attr-defined]
+_from_buffer = _ffi.from_buffer
+_ssl_read = _lib.SSL_read
+_ssl_write = _lib.SSL_write
+_ssl_get_error = _lib.SSL_get_error
+_bio_read = _lib.BIO_read
+_bio_write = _lib.BIO_write
+_WANT_READ: Final[int] = _lib.SSL_ERROR_WANT_READ
+_ZERO_RETURN: Final[int] = _lib.SSL_ERROR_ZERO_RETURN
+_RECORD_BYTES = 16384
+
+
+class Decrypted(enum.Enum):
+    """Why `decrypt` stopped."""
+
+    DRAINED = "needs more ciphertext"
+    FULL = "the plaintext buffer is full; call again"
+    CLOSED = "the peer has sent its closing message"
+
+
+class TlsEngine:
+    """Both halves of one connection. Not thread-safe: while `handshake` runs in a thread, nothing else
+    may."""
+
+    __slots__ = ("_buffers", "_connection", "_from_ssl", "_into_ssl", "_ssl", "plain_bytes")
+
+    def __init__(self, context: SSL.Context, buffers: TlsBuffers, *, is_server: bool) -> None:
+        connection = SSL.Connection(context)
+        if is_server:
+            connection.set_accept_state()
+        else:
+            connection.set_connect_state()
+        self._connection = connection
+        self._ssl = connection._ssl
+        self._into_ssl = connection._into_ssl
+        self._from_ssl = connection._from_ssl
+        self._buffers = buffers
+        self.plain_bytes = 0  # what the last `decrypt` put into buffers.plain
+
+    def handshake(self) -> bool:
+        """Go as far as the input allows: True = done. Raises HandshakeFailed; an alert is in the output
+        then."""
+        try:
+            self._connection.do_handshake()
+        except SSL.WantReadError:
+            return False
+        except SSL.Error as error:
+            raise HandshakeFailed(f"the TLS handshake failed: {self._explain(error)}") from error
+        return True
+
+    @property
+    def alpn(self) -> bytes:
+        return self._connection.get_alpn_proto_negotiated()
+
+    def peer_der(self) -> bytes | None:
+        certificate = self._connection.get_peer_certificate(as_cryptography=True)
+        return None if certificate is None else certificate.public_bytes(Encoding.DER)
+
+    def feed(self, size: int) -> None:
+        """Take in the first `size` bytes of buffers.cipher."""
+        if _bio_write(self._into_ssl, self._buffers.cipher_pointer, size) != size:
+            raise MemoryError("OpenSSL's input buffer cannot grow")
+
+    def decrypt(self) -> Decrypted:
+        """Fill buffers.plain from its start; `plain_bytes` says how far. Raises TlsBroken."""
+        ssl = self._ssl
+        pointer = self._buffers.plain_pointer
+        filled = 0
+        while True:
+            size = _ssl_read(ssl, pointer + filled, PLAIN_BYTES - filled)
+            if size <= 0:
+                break
+            filled += size
+            if filled > PLAIN_BYTES - _RECORD_BYTES:
+                self.plain_bytes = filled
+                return Decrypted.FULL
+        self.plain_bytes = filled
+        code = _ssl_get_error(ssl, size)
+        if code == _WANT_READ:
+            return Decrypted.DRAINED
+        if code == _ZERO_RETURN:
+            return Decrypted.CLOSED
+        raise self._broken(size)
+
+    def encrypt(self, data: bytes | bytearray | memoryview) -> None:
+        """Turn all of `data` (not empty) into records in the output."""
+        size = len(data)
+        done = _ssl_write(self._ssl, _from_buffer(data), size)
+        if done != size:
+            raise self._broken(done)
+
+    def take_output(self) -> int:
+        """Move ciphertext into buffers.output; its size, 0 = none left."""
+        size: int = _bio_read(self._from_ssl, self._buffers.output_pointer, CIPHER_BYTES)
+        return max(size, 0)
+
+    def close_notify(self) -> None:
+        """Put the closing message into the output."""
+        try:
+            self._connection.shutdown()
+        except SSL.Error:
+            return  # broken before: there is nothing to say goodbye to
+
+    def _broken(self, result: int) -> TlsBroken:
+        try:
+            self._connection._raise_ssl_error(self._ssl, result)
+        except SSL.Error as error:
+            broken = TlsBroken(f"the TLS connection broke: {_text(error)}")
+            broken.__cause__ = error
+            return broken
+        return TlsBroken("the TLS connection broke")
+
+    def _explain(self, error: SSL.Error) -> str:
+        verdict: int = _lib.SSL_get_verify_result(self._ssl)
+        if verdict:
+            reason = _ffi.string(_lib.X509_verify_cert_error_string(verdict)).decode()
+            return f"the peer's certificate is not accepted: {reason}"
+        return _text(error)
+
+
+def _text(error: SSL.Error) -> str:
+    """The reasons of OpenSSL's error queue, without its library names."""
+    reasons = error.args[0] if error.args else ()
+    if isinstance(reasons, list | tuple):
+        texts = [str(entry[-1]) for entry in reasons if isinstance(entry, tuple) and entry]
+        if texts:
+            return ", ".join(texts)
+    return " ".join(str(part) for part in error.args) or type(error).__name__
