@@ -52,20 +52,15 @@ def new_key() -> ec.EllipticCurvePrivateKey:
 def make_root(trust_domain: str, now: dt.datetime) -> Signer:
     key = new_key()
     name = _name(trust_domain, "root CA")
-    builder = _ca_builder(name, name, key.public_key(), trust_domain, path_length=1)
-    builder = _dated(builder, now - SIGNER_BACKDATE, now + ROOT_LIFETIME)
+    builder = _ca_builder(name, key.public_key(), trust_domain, path_length=1)
+    builder = _dated(builder.issuer_name(name), now - SIGNER_BACKDATE, now + ROOT_LIFETIME)
     return Signer(key, (builder.sign(key, hashes.SHA256()),))
 
 
 def make_issuing(root: Signer, trust_domain: str, now: dt.datetime) -> Signer:
     key = new_key()
-    builder = _ca_builder(
-        _name(trust_domain, "issuing CA"),
-        root.certificate.subject,
-        key.public_key(),
-        trust_domain,
-        path_length=0,
-    )
+    name = _name(trust_domain, "issuing CA")
+    builder = _ca_builder(name, key.public_key(), trust_domain, path_length=0)
     builder = _dated(builder, now - SIGNER_BACKDATE, min(now + ISSUING_LIFETIME, root.not_after))
     return Signer(key, (_signed_by(root, builder),))
 
@@ -114,13 +109,12 @@ def _dated(
 
 
 def _ca_builder(
-    subject: x509.Name, issuer: x509.Name, public_key: PublicKey, trust_domain: str, *, path_length: int
+    subject: x509.Name, public_key: PublicKey, trust_domain: str, *, path_length: int
 ) -> x509.CertificateBuilder:
     san = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(f"spiffe://{trust_domain}")])
     return (
         x509.CertificateBuilder()
         .subject_name(subject)
-        .issuer_name(issuer)
         .public_key(public_key)
         .serial_number(x509.random_serial_number())
         .add_extension(x509.BasicConstraints(ca=True, path_length=path_length), critical=True)

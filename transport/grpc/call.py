@@ -21,6 +21,7 @@ from transport.grpc.metadata import Headers
 from transport.grpc.status import GrpcError, GrpcStatus
 
 CANCEL = 0x8
+ENHANCE_YOUR_CALM = 0xB
 NO_ERROR = 0x0
 SMALL_BYTES = 64 * 1024  # up to here one copy is cheaper than a second DATA frame
 
@@ -62,6 +63,7 @@ class Call:
         self._check_headers = check_headers
         self._messages: deque[tuple[bytes, int]] = deque()
         self._partial_credited = 0
+        self._inbound_error: GrpcError | None = None
         self._is_reading = False
         self._changed = trio.lowlevel.ParkingLot()
         self._sending = trio.Lock()
@@ -85,7 +87,7 @@ class Call:
         self._changed.unpark_all()
 
     def on_data(self, data: bytes, flow_bytes: int) -> None:
-        if self.failure is not None or self.is_remote_done:
+        if self.failure is not None or self.is_remote_done or self._inbound_error is not None:
             return
         if flow_bytes > len(data):
             self._wire.credit(self.stream_id, flow_bytes - len(data))
@@ -93,7 +95,7 @@ class Call:
         try:
             messages = self._decoder.feed(data)
         except GrpcError as error:
-            self.abort(error)
+            self._refuse_inbound(error)
             return
         for message in messages:
             self._messages.append((message, PREFIX.size + len(message) - self._partial_credited))
@@ -105,14 +107,25 @@ class Call:
     def on_end(self) -> None:
         if self.is_remote_done or self.failure is not None:
             return
-        if self._decoder.partial_bytes:
-            self.abort(GrpcError(GrpcStatus.INTERNAL, "the stream ended inside a message"))
+        if self._decoder.partial_bytes and self._inbound_error is None:
+            self._refuse_inbound(GrpcError(GrpcStatus.INTERNAL, "the stream ended inside a message"))
+        if self.failure is not None:
             return
         self.is_remote_done = True
         if self._is_client and not self.is_local_done:
             self.is_local_done = True  # the status is here: nothing that we still send could matter
             self._wire.reset(self.stream_id, NO_ERROR)
         self._close_if_done()
+        self._changed.unpark_all()
+
+    def _refuse_inbound(self, error: GrpcError) -> None:
+        """What arrives cannot be used. A client is done with the call; a server's handler learns it by
+        `receive`, so that the client gets a status and no bare reset. Later data is dropped, uncredited."""
+        if self._is_client:
+            self.abort(error)
+            return
+        self._inbound_error = error
+        self._decoder = MessageDecoder(0)
         self._changed.unpark_all()
 
     def on_failed(self, error: GrpcError) -> None:
@@ -161,7 +174,7 @@ class Call:
             self._is_reading = True
             try:
                 self._credit_partial()
-                while not self._messages and self.failure is None and not self.is_remote_done:
+                while not (self._messages or self._is_inbound_over):
                     await self._changed.park()
             finally:
                 self._is_reading = False
@@ -172,9 +185,14 @@ class Call:
             self.held_bytes -= PREFIX.size + len(message)
             self._give(owed)
             return message
-        if self.failure is not None:
-            raise self.failure
+        error = self.failure or self._inbound_error
+        if error is not None:
+            raise error
         return None
+
+    @property
+    def _is_inbound_over(self) -> bool:
+        return self.is_remote_done or self.failure is not None or self._inbound_error is not None
 
     async def send(self, message: bytes) -> None:
         """Returns when the last byte is in the connection's bounded outbound buffer."""

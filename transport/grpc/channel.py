@@ -105,8 +105,7 @@ class Channel:
         """One request, one response; raises GrpcError, DEADLINE_EXCEEDED after `timeout_s`."""
         with trio.move_on_after(math.inf if timeout_s is None else timeout_s):
             async with self._calling(method, metadata, timeout_s) as call:
-                await call.send(request)
-                call.send_end()
+                await _send_request(call, request)
                 response = await call.receive()
                 if response is None:
                     _raise_unless_ok(call)
@@ -249,6 +248,16 @@ def check_response(headers: Headers) -> GrpcError | None:
     if encoding != b"identity":
         return GrpcError(GrpcStatus.INTERNAL, "the response uses a compression that was not offered")
     return None
+
+
+async def _send_request(call: Call, request: bytes) -> None:
+    """A server may answer before it has read everything; its status then says more than our failed send."""
+    try:
+        await call.send(request)
+    except GrpcError:
+        if call.failure is not None:
+            raise
+    call.send_end()
 
 
 def _raise_unless_ok(call: Call) -> None:

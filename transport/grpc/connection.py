@@ -25,7 +25,7 @@ import h2.settings
 import trio
 from hyperframe.frame import GoAwayFrame
 
-from transport.grpc.call import Call
+from transport.grpc.call import ENHANCE_YOUR_CALM, Call
 from transport.grpc.frame_tap import FrameRefused, FrameTap, GoAway, TapLimits
 from transport.grpc.metadata import Headers
 from transport.grpc.status import (
@@ -40,7 +40,6 @@ OUTBOUND_LIMIT_BYTES = 4 * 1024 * 1024
 READ_BYTES = 64 * 1024
 FLUSH_GRACE_S = 1.0
 REFUSED_STREAM = 0x7
-CANCEL = 0x8
 MAX_STREAM_ID = 2**31 - 1
 DRAIN_PROBE = b"drain..."
 KEEPALIVE_PROBE = b"alive..."
@@ -86,6 +85,7 @@ class Connection:
         self._writer_wake = trio.Event()
         self._progress = trio.lowlevel.ParkingLot()
         self._last_heard = 0.0
+        self._reads = 0
         self._last_call_at = 0.0
         self._goaway_to: int | None = None  # highest of our calls that the peer will still serve
         self._accept_to = MAX_STREAM_ID
@@ -318,6 +318,7 @@ class Connection:
                     self.fail(ChannelUnavailable(f"{CLOSING_TEXT}: the peer closed the connection"))
                     return
                 self._last_heard = trio.current_time()
+                self._reads += 1
                 self._feed(bytes(data))
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
             self.fail(ChannelUnavailable(f"{CLOSING_TEXT}: {describe(error)}"))
@@ -381,7 +382,8 @@ class Connection:
         call.on_data(event.data, event.flow_controlled_length)
         limit = self._limits.max_held_bytes
         if limit is not None and sum(call.held_bytes for call in self._calls.values()) > limit:
-            call.abort(GrpcError(GrpcStatus.RESOURCE_EXHAUSTED, "too much unread on this connection"))
+            error = GrpcError(GrpcStatus.RESOURCE_EXHAUSTED, "too much unread on this connection")
+            call.abort(error, ENHANCE_YOUR_CALM)
 
     def _on_request_headers(self, event: h2.events.RequestReceived) -> None:
         stream_id = event.stream_id
@@ -443,8 +445,9 @@ class Connection:
                 )
                 continue
             self._do(lambda: self._h2.ping(KEEPALIVE_PROBE))
+            reads = self._reads
             await trio.sleep(limits.keepalive_timeout_s)
-            if self._last_heard <= now and self._calls:
+            if self._reads == reads and self._calls:
                 self.fail(ChannelUnavailable(f"{CLOSING_TEXT}: keepalive timed out"))
 
 

@@ -244,6 +244,8 @@ class GrpcServer:
         )
         if context.method not in self._unary and context.method not in self._streams:
             raise GrpcError(GrpcStatus.UNIMPLEMENTED, "unknown method")
+        if context.deadline <= trio.current_time():
+            raise GrpcError(GrpcStatus.DEADLINE_EXCEEDED, "deadline exceeded")
         return context
 
     async def _dispatch(self, call: Call, context: CallContext) -> None:
