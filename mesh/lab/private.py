@@ -59,8 +59,8 @@ def replace_by_supervisor(argv: Sequence[str]) -> NoReturn:
     """The second half of `enter_private_namespace`, for a caller that has asked `why_forbidden()` itself."""
     sys.stdout.flush()
     sys.stderr.flush()
-
-    os.execv(sys.executable, [sys.executable, "-I", "-S", str(SUPERVISOR), "--", *argv])
+    command = [sys.executable, "-I", "-S", str(SUPERVISOR), "--", *argv]
+    os.execv(sys.executable, command)  # noqa: S606 - on purpose
 
 
 def enter_another_network() -> None:
