@@ -1,0 +1,41 @@
+"""What all workloads of one worker share: built once by the worker, handed to each proxy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from transport.hbone.frame_buffer import FrameBuffer
+from transport.reactor import Reactor
+from ztunnel.state.routing import RoutingContext
+from ztunnel.state.store import MeshState
+from ztunnel.worker.counters import TrafficTable
+from ztunnel.worker.credentials import CredentialStore
+from ztunnel.worker.flows import FlowQueue
+from ztunnel.worker.log import WorkerLog
+from ztunnel.worker.resolver import Resolver
+from ztunnel.worker.settings import WorkerSettings
+from ztunnel.worker.tcp_pump import PipeStock
+
+
+@dataclass(slots=True)
+class Shared:
+    """`open_connections` counts what `max_connections` bounds; the two sockets counters are the gauge of
+    facts 11.2.
+    """
+
+    reactor: Reactor
+    settings: WorkerSettings
+    state: MeshState
+    routing: RoutingContext
+    credentials: CredentialStore
+    traffic: TrafficTable
+    flows: FlowQueue
+    log: WorkerLog
+    resolver: Resolver
+    pipes: PipeStock
+    buffer: FrameBuffer
+    is_draining: bool = False
+    open_connections: int = 0
+    outbound_sockets: int = 0
+    inbound_sockets: int = 0
+    on_demand_lookups: int = 0
