@@ -5,6 +5,7 @@ from __future__ import annotations
 import ssl
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
+from typing import TypeAlias
 
 import hpack
 import trio
@@ -19,6 +20,7 @@ from transport.grpc.server import CallContext, GrpcServer, ServerLimits, ServerS
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 ECHO = "/test.Echo/Unary"
 CHAT = "/test.Echo/Chat"
+MemoryEnd: TypeAlias = trio.StapledStream[trio.testing.MemorySendStream, trio.testing.MemoryReceiveStream]
 SETTINGS = ChannelSettings("server.test", 1)
 
 
@@ -53,10 +55,14 @@ class MemoryListener(trio.abc.Listener[trio.abc.Stream]):
     def __init__(self) -> None:
         self._send, self._receive = trio.open_memory_channel[trio.abc.Stream](16)
 
-    def dial(self) -> trio.StapledStream[trio.abc.SendStream, trio.abc.ReceiveStream]:
+    def dial(self) -> MemoryEnd:
         client, server = trio.testing.memory_stream_pair()
-        self._send.send_nowait(server)
+        self.offer(server)
         return client
+
+    def offer(self, server: trio.abc.Stream) -> None:
+        """The next connection that the server accepts."""
+        self._send.send_nowait(server)
 
     async def accept(self) -> trio.abc.Stream:
         try:
@@ -83,6 +89,13 @@ async def memory_channel(
     stream: trio.abc.Stream, settings: ChannelSettings = SETTINGS
 ) -> AsyncIterator[Channel]:
     async with running_channel(Connection(stream, settings.limits), settings) as channel:
+        yield channel
+
+
+@asynccontextmanager
+async def connected(server: GrpcServer, settings: ChannelSettings = SETTINGS) -> AsyncIterator[Channel]:
+    """A channel to `server` over memory."""
+    async with memory_server(server) as listener, memory_channel(listener.dial(), settings) as channel:
         yield channel
 
 

@@ -10,30 +10,29 @@ from transport.grpc.channel import ChannelSettings
 from transport.grpc.server import CallContext, GrpcServer, ServerLimits, ServerStream
 from transport.grpc.status import ChannelUnavailable, GrpcError, GrpcStatus
 
-from .harness import CHAT, ECHO, MemoryListener, echo, echo_server, memory_channel, memory_server
+from .harness import CHAT, ECHO, MemoryListener, connected, echo, echo_server, memory_channel, memory_server
 
 
 async def test_unary_returns_the_handlers_answer() -> None:
-    async with memory_server(echo_server()) as listener, memory_channel(listener.dial()) as channel:
+    async with connected(echo_server()) as channel:
         assert await channel.unary(ECHO, b"hello", timeout_s=5) == b"hello"
         assert await channel.unary(ECHO, b"", timeout_s=5) == b""
 
 
 async def test_large_messages_pass_in_both_directions() -> None:
     large = bytes(range(256)) * 20_000
-    async with memory_server(echo_server()) as listener, memory_channel(listener.dial()) as channel:
+    async with connected(echo_server()) as channel:
         assert await channel.unary(ECHO, large) == large
 
 
 async def test_a_stream_ends_cleanly_after_half_close() -> None:
-    async with memory_server(echo_server()) as listener, memory_channel(listener.dial()) as channel:
-        async with channel.stream(CHAT) as stream:
-            for number in range(20):
-                await stream.send(b"%d" % number)
-            await stream.send_eof()
-            assert [await stream.receive() for _ in range(20)] == [b"%d" % n for n in range(20)]
-            assert await stream.receive() is None
-            assert await stream.receive() is None
+    async with connected(echo_server()) as channel, channel.stream(CHAT) as stream:
+        for number in range(20):
+            await stream.send(b"%d" % number)
+        await stream.send_eof()
+        assert [await stream.receive() for _ in range(20)] == [b"%d" % n for n in range(20)]
+        assert await stream.receive() is None
+        assert await stream.receive() is None
 
 
 async def test_metadata_travels_both_ways() -> None:
@@ -46,7 +45,7 @@ async def test_metadata_travels_both_ways() -> None:
         return request
 
     server = GrpcServer({ECHO: handler}, {CHAT: _say_bye})
-    async with memory_server(server) as listener, memory_channel(listener.dial()) as channel:
+    async with connected(server) as channel:
         await channel.unary(ECHO, b"", metadata=[("authorization", "Bearer x"), ("raw-bin", b"\0\xff")])
         assert seen[0].metadata.get("authorization") == "Bearer x"
         assert seen[0].metadata.get_all("raw-bin") == [b"\0\xff"]
@@ -89,7 +88,7 @@ async def test_what_a_handler_raises_becomes_a_status(
         raise error
 
     server = GrpcServer({ECHO: failing}, on_error=lambda _method, caught: logged.append(caught))
-    async with memory_server(server) as listener, memory_channel(listener.dial()) as channel:
+    async with connected(server) as channel:
         with pytest.raises(GrpcError) as caught:
             await channel.unary(ECHO, b"x")
         assert (caught.value.status, caught.value.message) == (status, text)
@@ -103,12 +102,11 @@ async def test_a_status_after_messages_comes_after_them() -> None:
         await stream.send(b"2")
         raise GrpcError(GrpcStatus.DATA_LOSS, "then this")
 
-    async with memory_server(GrpcServer(streams={CHAT: handler})) as listener:
-        async with memory_channel(listener.dial()) as channel, channel.stream(CHAT) as stream:
-            assert await stream.receive() == b"1"
-            assert await stream.receive() == b"2"
-            with pytest.raises(GrpcError, match="then this"):
-                await stream.receive()
+    async with connected(GrpcServer(streams={CHAT: handler})) as channel, channel.stream(CHAT) as stream:
+        assert await stream.receive() == b"1"
+        assert await stream.receive() == b"2"
+        with pytest.raises(GrpcError, match="then this"):
+            await stream.receive()
 
 
 async def test_sending_on_a_call_that_the_server_ended_raises() -> None:
@@ -116,17 +114,16 @@ async def test_sending_on_a_call_that_the_server_ended_raises() -> None:
         await trio.lowlevel.checkpoint()
         raise GrpcError(GrpcStatus.PERMISSION_DENIED, "go away")
 
-    async with memory_server(GrpcServer(streams={CHAT: handler})) as listener:
-        async with memory_channel(listener.dial()) as channel, channel.stream(CHAT) as stream:
-            await trio.testing.wait_all_tasks_blocked()
-            with pytest.raises(GrpcError):
-                await stream.send(b"x")
-            with pytest.raises(GrpcError, match="go away"):
-                await stream.receive()
+    async with connected(GrpcServer(streams={CHAT: handler})) as channel, channel.stream(CHAT) as stream:
+        await trio.testing.wait_all_tasks_blocked()
+        with pytest.raises(GrpcError):
+            await stream.send(b"x")
+        with pytest.raises(GrpcError, match="go away"):
+            await stream.receive()
 
 
 async def test_unknown_methods_are_unimplemented() -> None:
-    async with memory_server(echo_server()) as listener, memory_channel(listener.dial()) as channel:
+    async with connected(echo_server()) as channel:
         with pytest.raises(GrpcError) as caught:
             await channel.unary("/test.Echo/Nothing", b"")
         assert caught.value.status is GrpcStatus.UNIMPLEMENTED
@@ -138,7 +135,7 @@ async def test_admission_is_decided_before_a_message_is_read() -> None:
             raise GrpcError(GrpcStatus.UNAUTHENTICATED, "who are you?")
 
     server = GrpcServer({ECHO: echo}, admit=admit)
-    async with memory_server(server) as listener, memory_channel(listener.dial()) as channel:
+    async with connected(server) as channel:
         with pytest.raises(GrpcError) as caught:
             await channel.unary(ECHO, b"x" * 1_000_000)
         assert caught.value.status is GrpcStatus.UNAUTHENTICATED
@@ -152,7 +149,7 @@ async def test_oversized_messages_are_refused_and_the_channel_lives(limited_by: 
         {ECHO: echo}, limits=limits, request_limits={ECHO: 1000} if limited_by == "method" else None
     )
     settings = ChannelSettings("x", 1, max_message_bytes=1000 if limited_by == "client" else 1 << 20)
-    async with memory_server(server) as listener, memory_channel(listener.dial(), settings) as channel:
+    async with connected(server, settings) as channel:
         with pytest.raises(GrpcError) as caught:
             await channel.unary(ECHO, b"x" * 1001)
         assert caught.value.status is GrpcStatus.RESOURCE_EXHAUSTED
@@ -167,13 +164,12 @@ async def test_the_deadline_travels_and_ends_both_sides(autojump_clock: trio.tes
         await trio.sleep_forever()
         raise AssertionError
 
-    async with memory_server(GrpcServer({ECHO: slow})) as listener:
-        async with memory_channel(listener.dial()) as channel:
-            with pytest.raises(GrpcError) as caught:
-                await channel.unary(ECHO, b"", timeout_s=7)
-            assert caught.value.status is GrpcStatus.DEADLINE_EXCEEDED
-            assert left == [pytest.approx(7, abs=0.01)]
-            assert channel.is_usable
+    async with connected(GrpcServer({ECHO: slow})) as channel:
+        with pytest.raises(GrpcError) as caught:
+            await channel.unary(ECHO, b"", timeout_s=7)
+        assert caught.value.status is GrpcStatus.DEADLINE_EXCEEDED
+        assert left == [pytest.approx(7, abs=0.01)]
+        assert channel.is_usable
 
 
 async def test_cancelling_a_call_cancels_its_handler_and_nothing_else() -> None:
@@ -187,7 +183,7 @@ async def test_cancelling_a_call_cancels_its_handler_and_nothing_else() -> None:
             cancelled.set()
 
     server = GrpcServer({ECHO: echo}, {CHAT: endless})
-    async with memory_server(server) as listener, memory_channel(listener.dial()) as channel:
+    async with connected(server) as channel:
         with trio.CancelScope() as scope:
             async with channel.stream(CHAT) as stream, trio.open_nursery() as nursery:
                 nursery.start_soon(stream.receive)
@@ -198,17 +194,16 @@ async def test_cancelling_a_call_cancels_its_handler_and_nothing_else() -> None:
 
 
 async def test_cancelling_a_receive_loses_no_message() -> None:
-    async with memory_server(echo_server()) as listener, memory_channel(listener.dial()) as channel:
-        async with channel.stream(CHAT) as stream:
-            with trio.CancelScope() as scope:
-                scope.cancel()
-                await stream.receive()
-            await stream.send(b"kept")
-            await trio.testing.wait_all_tasks_blocked()
-            with trio.CancelScope() as scope:
-                scope.cancel()
-                await stream.receive()
-            assert await stream.receive() == b"kept"
+    async with connected(echo_server()) as channel, channel.stream(CHAT) as stream:
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await stream.receive()
+        await stream.send(b"kept")
+        await trio.testing.wait_all_tasks_blocked()
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await stream.receive()
+        assert await stream.receive() == b"kept"
 
 
 async def test_cancelling_a_send_midway_resets_the_call() -> None:
@@ -219,7 +214,7 @@ async def test_cancelling_a_send_midway_resets_the_call() -> None:
         await stream.receive()
 
     server = GrpcServer({ECHO: echo}, {CHAT: idle})
-    async with memory_server(server) as listener, memory_channel(listener.dial()) as channel:
+    async with connected(server) as channel:
         async with channel.stream(CHAT) as stream:
             with trio.CancelScope() as scope:
                 async with trio.open_nursery() as nursery:
@@ -252,24 +247,26 @@ async def test_an_idle_reader_stops_the_sender_and_not_the_others() -> None:
             pass
 
     limits = ServerLimits(stream_window_bytes=65536)
-    async with memory_server(GrpcServer({ECHO: echo}, {CHAT: lazy}, limits=limits)) as listener:
-        async with memory_channel(listener.dial()) as channel, channel.stream(CHAT) as stream:
+    async with (
+        connected(GrpcServer({ECHO: echo}, {CHAT: lazy}, limits=limits)) as channel,
+        channel.stream(CHAT) as stream,
+    ):
 
-            async def flood() -> None:
-                nonlocal sent
-                for _ in range(100):
-                    await stream.send(b"m" * 8000)
-                    sent += 1
-                await stream.send_eof()
+        async def flood() -> None:
+            nonlocal sent
+            for _ in range(100):
+                await stream.send(b"m" * 8000)
+                sent += 1
+            await stream.send_eof()
 
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(flood)
-                await trio.testing.wait_all_tasks_blocked()
-                assert sent == 65536 // 8005
-                assert await channel.unary(ECHO, b"not blocked") == b"not blocked"
-                release.set()
-            assert sent == 100
-            assert await stream.receive() is None
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(flood)
+            await trio.testing.wait_all_tasks_blocked()
+            assert sent == 65536 // 8005
+            assert await channel.unary(ECHO, b"not blocked") == b"not blocked"
+            release.set()
+        assert sent == 100
+        assert await stream.receive() is None
 
 
 async def test_unread_bytes_of_one_connection_are_bounded() -> None:
@@ -277,23 +274,25 @@ async def test_unread_bytes_of_one_connection_are_bounded() -> None:
         await context.draining.wait()
 
     limits = ServerLimits(stream_window_bytes=65536, max_unread_bytes_per_connection=150_000)
-    async with memory_server(GrpcServer(streams={CHAT: lazy}, limits=limits)) as listener:
-        async with memory_channel(listener.dial()) as channel, trio.open_nursery() as nursery:
-            outcomes: list[GrpcStatus] = []
+    async with (
+        connected(GrpcServer(streams={CHAT: lazy}, limits=limits)) as channel,
+        trio.open_nursery() as nursery,
+    ):
+        outcomes: list[GrpcStatus] = []
 
-            async def fill() -> None:
-                async with channel.stream(CHAT) as stream:
-                    try:
-                        while True:
-                            await stream.send(b"z" * 8000)
-                    except GrpcError as error:
-                        outcomes.append(error.status)
+        async def fill() -> None:
+            async with channel.stream(CHAT) as stream:
+                try:
+                    while True:
+                        await stream.send(b"z" * 8000)
+                except GrpcError as error:
+                    outcomes.append(error.status)
 
-            for _ in range(4):
-                nursery.start_soon(fill)
-            await trio.testing.wait_all_tasks_blocked()
-            assert outcomes == [GrpcStatus.RESOURCE_EXHAUSTED] * 2
-            nursery.cancel_scope.cancel()
+        for _ in range(4):
+            nursery.start_soon(fill)
+        await trio.testing.wait_all_tasks_blocked()
+        assert outcomes == [GrpcStatus.RESOURCE_EXHAUSTED] * 2
+        nursery.cancel_scope.cancel()
 
 
 async def test_calls_above_the_stream_limit_wait_their_turn() -> None:
@@ -308,7 +307,7 @@ async def test_calls_above_the_stream_limit_wait_their_turn() -> None:
         return request
 
     server = GrpcServer({ECHO: counted}, limits=ServerLimits(max_streams_per_connection=3))
-    async with memory_server(server) as listener, memory_channel(listener.dial()) as channel:
+    async with connected(server) as channel:
         async with trio.open_nursery() as nursery:
             for number in range(10):
                 nursery.start_soon(channel.unary, ECHO, b"%d" % number)
@@ -388,7 +387,7 @@ async def test_connections_above_the_limit_are_closed_at_once() -> None:
 
 
 async def test_a_request_without_message_or_with_two_is_refused() -> None:
-    async with memory_server(echo_server()) as listener, memory_channel(listener.dial()) as channel:
+    async with connected(echo_server()) as channel:
         for count in (0, 2):
             async with channel.stream(ECHO) as stream:
                 for _ in range(count):
@@ -400,15 +399,16 @@ async def test_a_request_without_message_or_with_two_is_refused() -> None:
 
 
 async def test_a_unary_request_that_never_comes_is_given_up(autojump_clock: trio.testing.MockClock) -> None:
-    async with memory_server(echo_server(ServerLimits(request_timeout_s=5))) as listener:
-        async with memory_channel(listener.dial()) as channel, channel.stream(ECHO) as stream:
-            with pytest.raises(GrpcError) as caught:
-                await stream.receive()
-            assert caught.value.status is GrpcStatus.DEADLINE_EXCEEDED
+    async with (
+        connected(echo_server(ServerLimits(request_timeout_s=5))) as channel,
+        channel.stream(ECHO) as stream,
+    ):
+        with pytest.raises(GrpcError) as caught:
+            await stream.receive()
+        assert caught.value.status is GrpcStatus.DEADLINE_EXCEEDED
 
 
 async def test_idle_connections_are_closed(autojump_clock: trio.testing.MockClock) -> None:
-    async with memory_server(echo_server(ServerLimits(idle_timeout_s=100))) as listener:
-        async with memory_channel(listener.dial()) as channel:
-            assert await channel.unary(ECHO, b"1") == b"1"
-            await channel.wait_closed()
+    async with connected(echo_server(ServerLimits(idle_timeout_s=100))) as channel:
+        assert await channel.unary(ECHO, b"1") == b"1"
+        await channel.wait_closed()

@@ -9,7 +9,7 @@ from concurrent import futures
 from contextlib import contextmanager
 from pathlib import Path
 
-import grpc
+import grpc  # type: ignore[import-untyped]
 import pytest
 import trio
 
@@ -156,7 +156,7 @@ async def test_grpcio_survives_our_drain() -> None:
         await drained.wait()
 
 
-class Handler(grpc.GenericRpcHandler):
+class Handler(grpc.GenericRpcHandler):  # type: ignore[misc]
     def __init__(self) -> None:
         self.cancelled = threading.Event()
         self.metadata: list[tuple[str, str]] = []

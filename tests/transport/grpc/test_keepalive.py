@@ -10,7 +10,7 @@ from hyperframe.frame import HeadersFrame, PingFrame
 from transport.grpc.channel import ChannelSettings
 from transport.grpc.status import ChannelUnavailable
 
-from .harness import CHAT, RawPeer, echo_server, memory_channel, memory_server
+from .harness import CHAT, RawPeer, connected, echo_server, memory_channel, memory_server
 
 SETTINGS = ChannelSettings("server.test", 1, keepalive_ping_s=30, keepalive_timeout_s=10)
 
@@ -31,11 +31,10 @@ async def test_a_dead_path_fails_open_calls_after_ping_and_timeout(
 
 
 async def test_answered_pings_keep_an_idle_stream_open(autojump_clock: trio.testing.MockClock) -> None:
-    async with memory_server(echo_server()) as listener:
-        async with memory_channel(listener.dial(), SETTINGS) as channel, channel.stream(CHAT) as stream:
-            await trio.sleep(3600)
-            await stream.send(b"still there")
-            assert await stream.receive() == b"still there"
+    async with connected(echo_server(), SETTINGS) as channel, channel.stream(CHAT) as stream:
+        await trio.sleep(3600)
+        await stream.send(b"still there")
+        assert await stream.receive() == b"still there"
 
 
 async def test_no_ping_without_calls(autojump_clock: trio.testing.MockClock) -> None:

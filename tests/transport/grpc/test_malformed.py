@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 
 import pytest
@@ -109,15 +110,18 @@ async def test_a_silent_client_is_dropped(autojump_clock: trio.testing.MockClock
         assert trio.current_time() - began == pytest.approx(10, abs=1.5)
 
 
+async def _open_and_reset_forever(peer: RawPeer) -> None:
+    for stream_id in itertools.count(1, 2):
+        await peer.send(peer.request(stream_id, CHAT), RstStreamFrame(stream_id, error_code=8))
+        await trio.testing.wait_all_tasks_blocked()
+
+
 async def test_a_rapid_resetter_is_told_to_calm_down() -> None:
     async with memory_server(echo_server()) as listener:
         peer = RawPeer(listener.dial())
         await peer.start_as_client()
         with pytest.raises(trio.BrokenResourceError):
-            for number in range(5000):
-                stream_id = 2 * number + 1
-                await peer.send(peer.request(stream_id, CHAT), RstStreamFrame(stream_id, error_code=8))
-                await trio.testing.wait_all_tasks_blocked()
+            await _open_and_reset_forever(peer)
         goaway = await peer.expect(GoAwayFrame)
         assert isinstance(goaway, GoAwayFrame)
         assert goaway.error_code == 0xB
@@ -181,16 +185,20 @@ async def test_http_that_is_not_grpc_gets_415() -> None:
         assert (await trailers_of(peer, 1))[":status"] == "415"
 
 
+async def _ping_forever(peer: RawPeer) -> None:
+    await peer.start_as_client()
+    while True:
+        await peer.send(PingFrame(0).serialize() * 100)
+
+
 async def test_a_peer_that_provokes_answers_and_reads_none_is_dropped() -> None:
     # Unbounded memory streams would hide it: this stream takes nothing from the server.
     async with memory_server(echo_server()) as listener:
         client, server = trio.testing.lockstep_stream_pair()
-        listener._send.send_nowait(server)  # noqa: SLF001 - the listener's own door
+        listener.offer(server)
         peer = RawPeer(client)
         with pytest.raises(trio.BrokenResourceError):
-            await peer.start_as_client()
-            for _ in range(20_000):
-                await peer.send(PingFrame(0).serialize() * 100)
+            await _ping_forever(peer)
         await assert_serving(listener)
 
 
