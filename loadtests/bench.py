@@ -28,6 +28,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from loadtests import certificates, report, topology
 from loadtests.contestants import Contestant, ContestantError, Direct, EnvoyPair, Running, load_server
+from loadtests.mycelia import MyceliaPair
 from loadtests.processes import open_descriptors, resident_bytes
 from loadtests.results import LeakReport, Memory, Results
 from loadtests.runner import LoadError, idle_tunnels, run_scenario
@@ -190,7 +191,17 @@ class Bench:
         for name in self.names:
             if name == "direct":
                 made.append(Direct(pairs["plain"]))
-            elif name == "envoy" and envoy is not None:
+            elif name == "mycelia":
+                made.append(
+                    MyceliaPair(
+                        pairs["mesh"],
+                        credentials,
+                        self.directory,
+                        workers=self.options.workers,
+                        codec=self.options.codec,
+                    )
+                )
+            elif envoy is not None:
                 made.append(
                     EnvoyPair(pairs["plain"], credentials, self.directory, envoy, self.options.workers)
                 )
@@ -290,6 +301,15 @@ def write_outputs(bench: Bench, results: Results, arguments: Sequence[str]) -> N
             file.write("\n" + report.markdown(results, bench.names, title=title, command=command))
 
 
+REASONS = (BenchError, MeshError, topology.TopologyError, ContestantError)
+
+
+def first_leaf(error: BaseException) -> BaseException:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
 def main() -> int:
     """0: every target that was measured is reached; 1: one is not; 2: the benchmark could not run."""
     arguments = sys.argv[1:]
@@ -303,11 +323,16 @@ def main() -> int:
             bench = Bench(options, console, directory.resolve())
             results = trio.run(bench.run)
             write_outputs(bench, results, arguments)
-    except (BenchError, MeshError, topology.TopologyError, ContestantError) as error:
-        console.print(f"[red]{error}[/]")
-        return 2
     except KeyboardInterrupt:
         return 130
+    except (*REASONS, BaseExceptionGroup) as error:
+        leaf = first_leaf(error)
+        if isinstance(leaf, KeyboardInterrupt):
+            return 130
+        if not isinstance(leaf, REASONS):
+            raise
+        console.print(f"[red]{leaf}[/]")
+        return 2
     missed = [target for target, ratio, holds in results.verdicts() if ratio is not None and not holds]
     return 1 if missed or results.failures else 0
 

@@ -112,15 +112,24 @@ def set_congestion_control(pairs: list[Pair]) -> str:
 
 def fix_routes(namespace: str, algorithm: str) -> None:
     """Names the algorithm in each route over which connections of the namespace begin or are accepted."""
-    for table in ("local", "main"):
-        routes = json.loads(run(["ip", "-j", "-4", "-n", namespace, "route", "show", "table", table]))
+    for table in ("local", "main", "100"):  # 100: back to a spoofed source, where redirection rules are
+        try:
+            listed = run(["ip", "-j", "-4", "-n", namespace, "route", "show", "table", table])
+        except TopologyError:
+            continue  # the kernel makes a table with its first route
+        routes = json.loads(listed or "[]")
         for route in routes:
             kind = [] if route.get("type", "unicast") == "unicast" else [route["type"]]
             if kind not in ([], ["local"]):
                 continue
             source = ["src", route["prefsrc"]] if "prefsrc" in route else []
-            scope = ["proto", route["protocol"], "scope", route["scope"]] if "scope" in route else []
-            target = [*kind, route["dst"], "dev", route["dev"], "table", table, *scope, *source]
+            marks = [
+                (key, route[name])
+                for key, name in (("proto", "protocol"), ("scope", "scope"))
+                if name in route
+            ]
+            target = [*kind, route["dst"], "dev", route["dev"], "table", table]
+            target += [word for mark in marks for word in mark] + source
             run(["ip", "-n", namespace, "route", "replace", *target, "congctl", algorithm])
 
 
