@@ -28,11 +28,13 @@ class ClosedStreams:
         """The peer may not have seen our RST_STREAM yet: what it sends is to be ignored."""
         return self._streams.get(stream_id, False)
 
-    def note_skipped(self, first: int, end: int) -> None:
-        """The peer went past these ids without using them: they are closed from now on (5.1.1)."""
-        if len(self._gaps) >= _REMEMBERED_GAPS:
-            del self._gaps[0]
-        self._gaps.append(range(first, end, 2))
+    def note_opened(self, stream_id: int, *, after: int) -> None:
+        """The peer opened this stream; ids that it skipped since `after` are closed from now on (5.1.1)."""
+        expected = after + 2 if after else 1
+        if stream_id != expected:
+            if len(self._gaps) >= _REMEMBERED_GAPS:
+                del self._gaps[0]
+            self._gaps.append(range(expected, stream_id, 2))
 
     def was_skipped(self, stream_id: int) -> bool:
         """Whether this id was never used: using it now is an error of the connection."""

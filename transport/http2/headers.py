@@ -122,11 +122,11 @@ def _check_host(headers: Sequence[Header], first: int, authority: bytes | None) 
     hosts = [value for name, value in headers[first:] if name == b"host"]
     if len(hosts) > 1:
         raise HeadFault(400, "host_repeated")
-    if hosts:
+    if hosts and hosts[0]:
         _check_authority(hosts[0])
         if authority is not None and hosts[0].lower() != authority.lower():
             raise HeadFault(400, "host_differs_from_authority")
-    elif authority is None:
+    elif hosts or authority is None:
         raise HeadFault(400, "authority_missing")
 
 

@@ -388,8 +388,7 @@ class LeanCodec(SendingHalf):
         self._guard.late_frame()
 
     def _on_request(self, stream_id: int, block: HeaderBlock, ends: bool) -> None:
-        if stream_id > self.highest_peer_stream + 2:
-            self._closed.note_skipped(self.highest_peer_stream + 2, stream_id)
+        self._closed.note_opened(stream_id, after=self.highest_peer_stream)
         self.highest_peer_stream = stream_id
         self._guard.streams += 1
         has_said_goodbye = self._goaway_sent is not None and stream_id > self._goaway_sent

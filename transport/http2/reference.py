@@ -275,7 +275,8 @@ class ReferenceCodec:
     def _credit(self, stream_id: int, size: int) -> None:
         if size and not self._is_failed:
             self._library.acknowledge_received_data(size, stream_id)
-            self._drain()
+            stream = self._streams.get(stream_id)
+            self._drain_credit(is_stream_open=stream is not None and not stream.is_remote_closed)
 
     def reset(self, stream_id: int, code: ErrorCode) -> None:
         stream = self._streams.get(stream_id)
@@ -408,7 +409,9 @@ class ReferenceCodec:
             raise _protocol_error("settings_not_first")
         if self._block is not None and (kind != frames.CONTINUATION or stream_id != self._block_stream):
             raise _protocol_error("header_block_interrupted")
-        if kind == frames.SETTINGS and not size % 6 and not flags & frames.ACK:
+        if kind == frames.SETTINGS:
+            if size % 6 or (flags & frames.ACK and size):
+                raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "frame_size_wrong")
             self._guard.settings_entries(size // 6)
         if kind in (frames.HEADERS, frames.CONTINUATION, frames.GOAWAY) and size > self._max_block:
             raise flooded(Flood.HEADER_BLOCK)
@@ -451,6 +454,13 @@ class ReferenceCodec:
 
     def _drain(self) -> None:
         self._out += self._library.data_to_send()
+
+    def _drain_credit(self, *, is_stream_open: bool) -> None:
+        """Let out WINDOW_UPDATEs: for a stream that has ended the connection's only, and no RST_STREAM."""
+        answer = self._library.data_to_send()
+        for start in range(0, len(answer), 13):  # both frames have 13 octets
+            if is_stream_open or answer[start + 5 : start + 9] == bytes(4):
+                self._out += answer[start : start + 13]
 
     # Receiving DATA
 
@@ -502,10 +512,7 @@ class ReferenceCodec:
     def _skip_data(self, frame: bytes) -> None:
         """DATA for a stream that is gone: h2 counts and credits it, but the border says whether to answer."""
         self._library.receive_data(frame)
-        answer = self._library.data_to_send()
-        for start in range(0, len(answer), 13):  # WINDOW_UPDATE and RST_STREAM have 13 octets each
-            if answer[start + 3] == frames.WINDOW_UPDATE:
-                self._out += answer[start : start + 13]
+        self._drain_credit(is_stream_open=False)
 
     def _data_fault(self, stream: Stream, size: int, body: int, ends: bool) -> tuple[ErrorCode, str] | None:
         if stream.is_remote_closed:
@@ -592,8 +599,7 @@ class ReferenceCodec:
         self._guard.late_frame()
 
     def _on_request(self, stream_id: int, headers: list[Header], excess: str, ends: bool) -> None:
-        if stream_id > self.highest_peer_stream + 2:
-            self._closed.note_skipped(self.highest_peer_stream + 2, stream_id)
+        self._closed.note_opened(stream_id, after=self.highest_peer_stream)
         self.highest_peer_stream = stream_id
         self._guard.streams += 1
         self._tell(stream_id, _REQUEST_STAND_IN, ends)
@@ -721,7 +727,7 @@ class ReferenceCodec:
             self._events.append(WindowOpened(stream.id))
 
     def _on_settings(self, flags: int, frame: bytes) -> None:
-        if flags & frames.ACK and len(frame) == frames.HEADER_BYTES:
+        if flags & frames.ACK:
             if self._is_settings_acked:
                 self._guard.control_frame(self._bytes_received)
             self._is_settings_acked = True
@@ -734,8 +740,7 @@ class ReferenceCodec:
         self._has_peer_settings = True
         remote = self._library.remote_settings
         window = remote.initial_window_size
-        if (len(frame) - 9) % 6 == 0:
-            self._check_settings(dict(frames.parse_settings(frame[9:])))
+        self._check_settings(dict(frames.parse_settings(frame[9:])))
         self._feed(frame)
         self._guard.reply()
         if remote.initial_window_size > window:

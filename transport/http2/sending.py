@@ -123,6 +123,7 @@ class SendingHalf:
         self._guard.streams += 1
         stream = Stream(stream_id, describe_request(headers), self._peer_initial_window, self._stream_window)
         stream.is_local_closed = end_stream
+        stream.body_left = 0  # no DATA before the response's head
         self._streams[stream_id] = stream
         self._write_headers(stream_id, headers, end_stream)
         return stream_id
