@@ -1,0 +1,331 @@
+"""The mesh's own view of configuration: what manifests become once they are checked.
+
+Invariants: every value is immutable and complete; an invalid object cannot be built, because only the kinds
+of `config.kinds` build them. Addresses are canonical text. Nothing here knows YAML, pydantic or protobuf.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Final
+
+
+class Kind(enum.Enum):
+    """The kinds the mesh reads, named as in manifests."""
+
+    NAMESPACE = "Namespace"
+    NODE = "Node"
+    SERVICE_ACCOUNT = "ServiceAccount"
+    SERVICE = "Service"
+    POD = "Pod"
+    ENDPOINT_SLICE = "EndpointSlice"
+    WORKLOAD_ENTRY = "WorkloadEntry"
+    SERVICE_ENTRY = "ServiceEntry"
+    AUTHORIZATION_POLICY = "AuthorizationPolicy"
+    PEER_AUTHENTICATION = "PeerAuthentication"
+    GATEWAY = "Gateway"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Ref:
+    """Names one object. `kind` is the manifest's word, so that unsupported kinds can be named too."""
+
+    kind: str
+    namespace: str  # empty for cluster-scoped kinds
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.namespace}/{self.name}" if self.namespace else f"{self.kind} {self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    kind: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Meta:
+    ref: Ref
+    labels: Mapping[str, str] = field(default_factory=dict)
+    annotations: Mapping[str, str] = field(default_factory=dict)
+    created: datetime | None = None
+    is_being_deleted: bool = False
+    uid: str = ""
+    controller: Owner | None = None
+
+    @property
+    def namespace(self) -> str:
+        return self.ref.namespace
+
+    @property
+    def name(self) -> str:
+        return self.ref.name
+
+    @property
+    def age_key(self) -> tuple[bool, datetime | None, str, str]:
+        """Sorts oldest first. Files seldom carry a creation time: those without one count as youngest."""
+        return (self.created is None, self.created, self.ref.namespace, self.ref.name)
+
+
+@dataclass(frozen=True, slots=True)
+class Locality:
+    region: str = ""
+    zone: str = ""
+    subzone: str = ""
+
+    def __bool__(self) -> bool:
+        return bool(self.region or self.zone or self.subzone)
+
+
+NO_LOCALITY: Final = Locality()
+
+
+@dataclass(frozen=True, slots=True)
+class Namespace:
+    meta: Meta
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    meta: Meta
+    locality: Locality
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceAccount:
+    meta: Meta
+
+
+@dataclass(frozen=True, slots=True)
+class ServicePort:
+    """A TCP port of a Service. `target` is a number, or the name of a container port."""
+
+    number: int
+    name: str
+    target: int | str
+    app_protocol: str = ""
+
+
+class TrafficScope(enum.Enum):
+    """How far a service's traffic prefers to stay."""
+
+    ANYWHERE = "anywhere"
+    SAME_ZONE = "PreferSameZone"
+    SAME_NODE = "PreferSameNode"
+    LOCAL_ONLY = "Local"
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    meta: Meta
+    is_external_name: bool = False
+    is_headless: bool = False
+    addresses: tuple[str, ...] = ()
+    ports: tuple[ServicePort, ...] = ()
+    selector: Mapping[str, str] = field(default_factory=dict)
+    is_unready_published: bool = False
+    traffic_scope: TrafficScope | None = None  # None: not said in the spec
+    ip_families: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Pod:
+    meta: Meta
+    addresses: tuple[str, ...] = ()
+    is_finished: bool = False
+    is_ready: bool = True
+    service_account: str = "default"
+    node: str = ""
+    is_host_network: bool = False
+    named_ports: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class SliceEndpoint:
+    addresses: tuple[str, ...]
+    is_ready: bool
+    pod: tuple[str, str] | None = None  # (namespace, name) of the targeted pod
+    pod_uid: str = ""
+    node: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointSlice:
+    meta: Meta
+    service: str
+    ports: Mapping[str, int] = field(default_factory=dict)  # port name -> number
+    endpoints: tuple[SliceEndpoint, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """The spec of a WorkloadEntry, also used inline by a ServiceEntry."""
+
+    addresses: tuple[str, ...] = ()
+    hostname: str = ""
+    ports: Mapping[str, int] = field(default_factory=dict)
+    labels: Mapping[str, str] = field(default_factory=dict)
+    network: str = ""
+    locality: Locality = NO_LOCALITY
+    weight: int | None = None
+    service_account: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkloadEntry:
+    meta: Meta  # labels: the metadata's and the spec's, the spec's winning
+    endpoint: Endpoint
+    is_ready: bool = True
+
+
+class Resolution(enum.Enum):
+    NONE = "NONE"
+    STATIC = "STATIC"
+    DNS = "DNS"
+    DNS_ROUND_ROBIN = "DNS_ROUND_ROBIN"
+    DYNAMIC_DNS = "DYNAMIC_DNS"
+
+
+@dataclass(frozen=True, slots=True)
+class EntryPort:
+    number: int
+    name: str
+    protocol: str
+    target: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceEntry:
+    meta: Meta
+    hosts: tuple[str, ...]
+    resolution: Resolution
+    is_internal: bool = False
+    addresses: tuple[str, ...] = ()  # IP or CIDR
+    status_addresses: tuple[tuple[str, str], ...] = ()  # (host or empty, address), allocated by another
+    ports: tuple[EntryPort, ...] = ()
+    endpoints: tuple[Endpoint, ...] = ()
+    selector: Mapping[str, str] = field(default_factory=dict)
+    subject_alt_names: tuple[str, ...] = ()
+
+
+class PolicyAction(enum.Enum):
+    ALLOW = "ALLOW"
+    DENY = "DENY"
+    AUDIT = "AUDIT"
+    CUSTOM = "CUSTOM"
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Who may be meant. Absent lists say nothing; within a list any value may match."""
+
+    principals: tuple[str, ...] = ()
+    not_principals: tuple[str, ...] = ()
+    service_accounts: tuple[str, ...] = ()
+    not_service_accounts: tuple[str, ...] = ()
+    namespaces: tuple[str, ...] = ()
+    not_namespaces: tuple[str, ...] = ()
+    trust_domains: tuple[str, ...] = ()
+    not_trust_domains: tuple[str, ...] = ()
+    ip_blocks: tuple[str, ...] = ()
+    not_ip_blocks: tuple[str, ...] = ()
+    # Names of fields given that only an L7 proxy can judge.
+    l7_fields: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    ports: tuple[int, ...] = ()
+    not_ports: tuple[int, ...] = ()
+    l7_fields: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    key: str
+    values: tuple[str, ...] = ()
+    not_values: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyRule:
+    """Sources, operations and conditions must all hold; an empty part holds always."""
+
+    sources: tuple[Source, ...] = ()
+    operations: tuple[Operation, ...] = ()
+    conditions: tuple[Condition, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TargetRef:
+    group: str
+    kind: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class AuthorizationPolicy:
+    meta: Meta
+    action: PolicyAction = PolicyAction.ALLOW
+    selector: Mapping[str, str] = field(default_factory=dict)
+    targets: tuple[TargetRef, ...] = ()
+    rules: tuple[PolicyRule, ...] = ()
+    is_dry_run: bool = False
+
+
+class MtlsMode(enum.Enum):
+    UNSET = "UNSET"
+    DISABLE = "DISABLE"
+    PERMISSIVE = "PERMISSIVE"
+    STRICT = "STRICT"
+
+
+@dataclass(frozen=True, slots=True)
+class PeerAuthentication:
+    meta: Meta
+    selector: Mapping[str, str] = field(default_factory=dict)
+    mode: MtlsMode = MtlsMode.UNSET
+    port_modes: Mapping[int, MtlsMode] = field(default_factory=dict)
+
+
+class AllowedFrom(enum.Enum):
+    """Which namespaces may enrol objects in a waypoint."""
+
+    SAME = "Same"
+    ALL = "All"
+    SELECTOR = "Selector"
+
+
+@dataclass(frozen=True, slots=True)
+class Gateway:
+    """The part of a Gateway that says where a waypoint is and whom it serves."""
+
+    meta: Meta
+    class_name: str
+    hostname: str = ""
+    addresses: tuple[str, ...] = ()
+    port: int = 15008
+    allowed_from: AllowedFrom = AllowedFrom.SAME
+    allowed_labels: Mapping[str, str] = field(default_factory=dict)
+
+
+MeshObject = (
+    Namespace
+    | Node
+    | ServiceAccount
+    | Service
+    | Pod
+    | EndpointSlice
+    | WorkloadEntry
+    | ServiceEntry
+    | AuthorizationPolicy
+    | PeerAuthentication
+    | Gateway
+)

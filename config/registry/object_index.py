@@ -1,0 +1,411 @@
+"""The objects in force and what points at what, so that a change finds everything that depends on it.
+
+`replace` files one object and adds to `Dirt` whatever must be compiled again: too much is allowed (equal
+bytes are not sent), too little is not. Marks are made against the state on both sides of each step, so the
+objects of a batch can come in any order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from config import keys, objects
+from config.compile.authorization import is_for_node_proxies
+from config.compile.service import service_name, takes_unready
+from config.objects import Kind, MeshObject, PeerAuthentication, Ref, Service, ServiceEntry
+from config.registry import workload_source
+from config.registry.selectors import EVERYWHERE, LabelIndex, Labels, SelectorIndex
+from config.registry.workload_source import WorkloadSource
+from config.settings import MeshSettings
+
+Key = TypeVar("Key", bound=Hashable)
+Value = TypeVar("Value", bound=Hashable)
+Place = tuple[str, str]  # (namespace, name)
+
+
+@dataclass(slots=True)
+class Dirt:
+    """What is to be compiled again."""
+
+    workloads: set[str] = field(default_factory=set)  # by uid
+    services: set[Ref] = field(default_factory=set)
+    policies: set[Ref] = field(default_factory=set)  # AuthorizationPolicy and PeerAuthentication
+    is_static_strict: bool = False
+    # Sent again even if their bytes are the same: a node proxy has forgotten them.
+    forced: set[str] = field(default_factory=set)
+
+
+class ObjectIndex:
+    def __init__(self, settings: MeshSettings) -> None:
+        self._settings = settings
+        self.objects: dict[Ref, MeshObject] = {}
+        self.sources: dict[str, WorkloadSource] = {}
+        self.service_selectors: SelectorIndex[Ref] = SelectorIndex()
+        self.policy_selectors: SelectorIndex[Ref] = SelectorIndex()
+        self.peer_selectors: SelectorIndex[Ref] = SelectorIndex()
+        self.claims: dict[str, set[Ref]] = {}  # service name -> the objects that want it
+        self.hosts: dict[str, set[Ref]] = {}  # hostname -> the objects that want it, in any namespace
+        self.peers: set[Ref] = set()
+        self._labels: LabelIndex[str] = LabelIndex()
+        self._sources_of: dict[Ref, tuple[str, ...]] = {}
+        self._sources_in: dict[str, set[str]] = {}
+        self._sources_on: dict[str, set[str]] = {}
+        self._sources_as: dict[Place, set[str]] = {}  # by (namespace, service account)
+        self._sources_at: dict[Place, set[str]] = {}  # by (namespace, name), Pods and WorkloadEntries
+        self._services_in: dict[str, set[Ref]] = {}
+        self._slices_of_service: dict[Place, set[Ref]] = {}
+        self._slices_of_pod: dict[Place, set[Ref]] = {}
+        self._general_peers: dict[str, set[Ref]] = {}  # without selector, by namespace
+
+    # ---- questions ----
+
+    def namespace(self, name: str) -> objects.Namespace | None:
+        found = self.objects.get(Ref(Kind.NAMESPACE.value, "", name))
+        return found if isinstance(found, objects.Namespace) else None
+
+    def node(self, name: str) -> objects.Node | None:
+        found = self.objects.get(Ref(Kind.NODE.value, "", name))
+        return found if isinstance(found, objects.Node) else None
+
+    def gateway(self, ref: Ref) -> objects.Gateway | None:
+        found = self.objects.get(ref)
+        return found if isinstance(found, objects.Gateway) else None
+
+    def service(self, ref: Ref) -> Service | ServiceEntry | None:
+        found = self.objects.get(ref)
+        return found if isinstance(found, Service | ServiceEntry) else None
+
+    def sources_at(self, namespace: str, name: str) -> list[WorkloadSource]:
+        """Pods before WorkloadEntries."""
+        return [self.sources[uid] for uid in sorted(self._sources_at.get((namespace, name), ()))]
+
+    def sources_as(self, namespace: str, service_account: str) -> Iterator[WorkloadSource]:
+        return (self.sources[uid] for uid in self._sources_as.get((namespace, service_account), ()))
+
+    def sources_on(self, node: str) -> Iterable[str]:
+        return self._sources_on.get(node, ())
+
+    def slices_of_pod(self, place: Place) -> Iterator[objects.EndpointSlice]:
+        for ref in sorted(self._slices_of_pod.get(place, ())):
+            found = self.objects[ref]
+            assert isinstance(found, objects.EndpointSlice)
+            yield found
+
+    def is_any_selected(self, place: str, selector: Labels) -> bool:
+        """Whether a selector of a namespace (empty: of all) finds a workload."""
+        return any(True for _ in self._labels.selected(place, selector))
+
+    def is_named_by(self, slice_: objects.EndpointSlice, source: WorkloadSource) -> bool:
+        """Whether the slice means this very Pod, and not a former one of that name."""
+        place = (source.namespace, source.name)
+        return slice_.meta.namespace == source.namespace and any(
+            endpoint.pod == place and self._is_pod(place, endpoint.pod_uid) for endpoint in slice_.endpoints
+        )
+
+    def general_peer(self, namespace: str) -> PeerAuthentication | None:
+        """The oldest PeerAuthentication of a namespace that has no selector."""
+        return self._oldest_peer(self._general_peers.get(namespace, ()))
+
+    def own_peer(self, source: WorkloadSource) -> PeerAuthentication | None:
+        """The oldest one whose selector picks the workload."""
+        return self._oldest_peer(self.peer_selectors.matching(source.namespace, source.labels))
+
+    def _oldest_peer(self, refs: Iterable[Ref]) -> PeerAuthentication | None:
+        found = [peer for ref in refs if isinstance(peer := self.objects[ref], PeerAuthentication)]
+        return min(found, key=lambda peer: peer.meta.age_key, default=None)
+
+    def owner_of(self, name: str) -> Ref | None:
+        """Who has a service name: a Service before any ServiceEntry, then the oldest."""
+        return min(self.claims.get(name, ()), key=self._claim_key, default=None)
+
+    def canonical_entry(self, hostname: str) -> Ref | None:
+        """The object that a hostname means first, over all namespaces."""
+        return min(self.hosts.get(hostname, ()), key=self._claim_key, default=None)
+
+    def _claim_key(self, ref: Ref) -> tuple[bool, object]:
+        return ref.kind != Kind.SERVICE.value, self.objects[ref].meta.age_key
+
+    def hosts_of(self, service: MeshObject | None) -> tuple[str, ...]:
+        """The hostnames that the data plane is told of."""
+        match service:
+            case Service(is_external_name=False, meta=meta):
+                return (f"{meta.name}.{meta.namespace}.svc.{self._settings.cluster_domain}",)
+            case ServiceEntry(hosts=hosts, resolution=resolution):
+                return () if resolution is objects.Resolution.DYNAMIC_DNS else hosts
+            case _:
+                return ()
+
+    def members(self, ref: Ref, service: MeshObject | None) -> set[str]:
+        """Uids of all that serves the service, or did with this selector."""
+        if isinstance(service, ServiceEntry):
+            inline = self._sources_of.get(ref, ())
+            return {*inline, *self._labels.selected(ref.namespace, service.selector)}
+        if not isinstance(service, Service):
+            return set()
+        found = set(self._labels.selected(ref.namespace, service.selector))
+        for slice_ref in self._slices_of_service.get((ref.namespace, ref.name), ()):
+            found |= self._slice_members(slice_ref)
+        return found
+
+    def _slice_members(self, ref: Ref) -> set[str]:
+        found = set(self._sources_of.get(ref, ()))
+        slice_ = self.objects.get(ref)
+        if isinstance(slice_, objects.EndpointSlice):
+            for endpoint in slice_.endpoints:
+                if endpoint.pod is not None:
+                    found |= self._sources_at.get(endpoint.pod, set())
+        return found
+
+    # ---- changes ----
+
+    def replace(self, ref: Ref, new: MeshObject | None, dirt: Dirt) -> None:
+        """Files `new` in the place of what `ref` named; None removes it."""
+        old = self.objects.get(ref)
+        if old is None and new is None:
+            return
+        match ref.kind:
+            case Kind.SERVICE.value | Kind.SERVICE_ENTRY.value:
+                self._replace_service(ref, old, new, dirt)
+            case Kind.ENDPOINT_SLICE.value:
+                self._replace_slice(ref, old, new, dirt)
+            case Kind.AUTHORIZATION_POLICY.value:
+                self._replace_policy(ref, old, new, dirt)
+            case Kind.PEER_AUTHENTICATION.value:
+                self._replace_peer(ref, old, new, dirt)
+            case _:
+                self._file(ref, new)
+                self._replace_simple(ref, old, new, dirt)
+
+    def _file(self, ref: Ref, new: MeshObject | None) -> None:
+        if new is None:
+            self.objects.pop(ref, None)
+        else:
+            self.objects[ref] = new
+
+    def _replace_simple(self, ref: Ref, old: MeshObject | None, new: MeshObject | None, dirt: Dirt) -> None:
+        match ref.kind:
+            case Kind.NAMESPACE.value:
+                self._namespace_changed(ref.name, old, new, dirt)
+            case Kind.NODE.value:
+                dirt.workloads |= self._sources_on.get(ref.name, set())
+            case Kind.POD.value:
+                is_known = isinstance(new, objects.Pod)
+                self._put_sources(
+                    ref,
+                    workload_source.of_pod(new, self._settings) if isinstance(new, objects.Pod) else [],
+                    dirt,
+                )
+                had = isinstance(old, objects.Pod)
+                if had != is_known or (old and new and old.meta.uid != new.meta.uid):
+                    for slice_ref in list(self._slices_of_pod.get((ref.namespace, ref.name), ())):
+                        self._put_slice_sources(slice_ref, dirt)
+            case Kind.WORKLOAD_ENTRY.value:
+                made = (
+                    workload_source.of_workload_entry(new, self._settings)
+                    if isinstance(new, objects.WorkloadEntry)
+                    else []
+                )
+                self._put_sources(ref, made, dirt)
+            case _:
+                pass  # ServiceAccounts matter to nobody here, Gateways to those who looked at them
+
+    def _namespace_changed(
+        self, name: str, old: MeshObject | None, new: MeshObject | None, dirt: Dirt
+    ) -> None:
+        if old and new and (old.meta.labels, old.meta.annotations) == (new.meta.labels, new.meta.annotations):
+            return
+        dirt.workloads |= self._sources_in.get(name, set())
+        dirt.services |= self._services_in.get(name, set())
+        if name == self._settings.root_namespace and _label(old, keys.NETWORK) != _label(new, keys.NETWORK):
+            dirt.workloads.update(self.sources)
+            dirt.services.update(*self._services_in.values())
+
+    def _replace_service(self, ref: Ref, old: MeshObject | None, new: MeshObject | None, dirt: Dirt) -> None:
+        names = {service_name(ref.namespace, host) for each in (old, new) for host in self.hosts_of(each)}
+        owners = {name: self.owner_of(name) for name in names}
+        hosts = {host for each in (old, new) for host in self.hosts_of(each)}
+        before = self.members(ref, old)
+        for host in self.hosts_of(old):
+            _discard(self.claims, service_name(ref.namespace, host), ref)
+            _discard(self.hosts, host, ref)
+        self._file(ref, new)
+        for host in self.hosts_of(new):
+            self.claims.setdefault(service_name(ref.namespace, host), set()).add(ref)
+            self.hosts.setdefault(host, set()).add(ref)
+        _put_or_discard(self._services_in, ref.namespace, ref, is_there=new is not None)
+        self.service_selectors.put(ref, ref.namespace, self._selector_of(new))
+        if ref.kind == Kind.SERVICE_ENTRY.value:
+            made = (
+                workload_source.of_service_entry(new, self._settings) if isinstance(new, ServiceEntry) else []
+            )
+            self._put_sources(ref, made, dirt)
+        dirt.services.add(ref)
+        for host in hosts:
+            dirt.services |= {
+                each for each in self.hosts.get(host, ()) if isinstance(self.objects[each], ServiceEntry)
+            }
+        if _endpoints_view(old) != _endpoints_view(new):
+            dirt.workloads |= before | self.members(ref, new)
+        self._ownership_changed(owners, dirt)
+        self._health_policy_changed(ref, old, new, dirt)
+
+    def _selector_of(self, service: MeshObject | None) -> dict[str, str]:
+        if isinstance(service, Service) and not service.is_external_name:
+            return dict(service.selector)
+        return dict(service.selector) if isinstance(service, ServiceEntry) else {}
+
+    def _ownership_changed(self, owners: dict[str, Ref | None], dirt: Dirt) -> None:
+        for name, before in owners.items():
+            if before == self.owner_of(name):
+                continue
+            for claimant in self.claims.get(name, ()):
+                dirt.services.add(claimant)
+                dirt.workloads |= self.members(claimant, self.objects[claimant])
+
+    def _health_policy_changed(
+        self, ref: Ref, old: MeshObject | None, new: MeshObject | None, dirt: Dirt
+    ) -> None:
+        """A node proxy drops unready endpoints for good: it must hear of them again when they count."""
+        if isinstance(old, Service) and isinstance(new, Service) and takes_unready(new) > takes_unready(old):
+            unready = {uid for uid in self.members(ref, new) if not self.sources[uid].is_ready}
+            dirt.workloads |= unready
+            dirt.forced |= unready
+
+    def _replace_slice(self, ref: Ref, old: MeshObject | None, new: MeshObject | None, dirt: Dirt) -> None:
+        dirt.workloads |= self._slice_members(ref)
+        if isinstance(old, objects.EndpointSlice):
+            _discard(self._slices_of_service, (ref.namespace, old.service), ref)
+            for endpoint in old.endpoints:
+                if endpoint.pod is not None:
+                    _discard(self._slices_of_pod, endpoint.pod, ref)
+        self._file(ref, new)
+        if isinstance(new, objects.EndpointSlice):
+            self._slices_of_service.setdefault((ref.namespace, new.service), set()).add(ref)
+            for endpoint in new.endpoints:
+                if endpoint.pod is not None:
+                    self._slices_of_pod.setdefault(endpoint.pod, set()).add(ref)
+        self._put_slice_sources(ref, dirt)
+        dirt.workloads |= self._slice_members(ref)
+
+    def _put_slice_sources(self, ref: Ref, dirt: Dirt) -> None:
+        slice_ = self.objects.get(ref)
+        made = (
+            workload_source.of_slice(slice_, self._settings, self._is_pod)
+            if isinstance(slice_, objects.EndpointSlice)
+            else []
+        )
+        self._put_sources(ref, made, dirt)
+
+    def _is_pod(self, place: Place, uid: str) -> bool:
+        pod = self.objects.get(Ref(Kind.POD.value, *place))
+        return pod is not None and (not uid or not pod.meta.uid or pod.meta.uid == uid)
+
+    def _replace_policy(self, ref: Ref, old: MeshObject | None, new: MeshObject | None, dirt: Dirt) -> None:
+        dirt.policies.add(ref)
+        self._file(ref, new)
+        before, after = self._attachment(old), self._attachment(new)
+        if before == after:
+            return
+        place = EVERYWHERE if ref.namespace == self._settings.root_namespace else ref.namespace
+        for selector in (before, after):
+            dirt.workloads |= set(self._labels.selected(place, selector))
+        self.policy_selectors.put(ref, place, after)
+
+    def _attachment(self, policy: MeshObject | None) -> dict[str, str]:
+        """The selector by which workloads list the policy; empty if they do not."""
+        if isinstance(policy, objects.AuthorizationPolicy) and is_for_node_proxies(policy, self._settings):
+            return dict(policy.selector)
+        return {}
+
+    def _replace_peer(self, ref: Ref, old: MeshObject | None, new: MeshObject | None, dirt: Dirt) -> None:
+        dirt.is_static_strict = True
+        dirt.policies.add(ref)
+        is_root = ref.namespace == self._settings.root_namespace
+        self._file(ref, new)
+        _put_or_discard_value(self.peers, ref, is_there=new is not None)
+        for each in (old, new):
+            if isinstance(each, PeerAuthentication) and not each.selector:
+                dirt.workloads |= set(self.sources) if is_root else self._sources_in.get(ref.namespace, set())
+                dirt.policies |= {peer for peer in self.peers if is_root or peer.namespace == ref.namespace}
+            elif isinstance(each, PeerAuthentication) and not is_root:
+                dirt.workloads |= set(self._labels.selected(ref.namespace, each.selector))
+        is_general = isinstance(new, PeerAuthentication) and not new.selector
+        _put_or_discard(self._general_peers, ref.namespace, ref, is_there=is_general)
+        selects = isinstance(new, PeerAuthentication) and not is_root
+        selector = new.selector if isinstance(new, PeerAuthentication) and selects else {}
+        self.peer_selectors.put(ref, ref.namespace, selector)
+
+    def _put_sources(self, owner: Ref, made: list[WorkloadSource], dirt: Dirt) -> None:
+        uids = tuple(source.uid for source in made)
+        for uid in self._sources_of.pop(owner, ()):
+            if uid not in uids:
+                self._withdraw(self.sources.pop(uid))
+                self._labels.remove(uid)
+                dirt.workloads.add(uid)
+        for source in made:
+            known = self.sources.get(source.uid)
+            if known == source:
+                continue
+            if known is not None:
+                self._withdraw(known)
+            self.sources[source.uid] = source
+            self._publish(source)
+            dirt.workloads.add(source.uid)
+        if uids:
+            self._sources_of[owner] = uids
+
+    def _publish(self, source: WorkloadSource) -> None:
+        uid = source.uid
+        self._labels.put(uid, source.namespace, source.labels)
+        self._sources_in.setdefault(source.namespace, set()).add(uid)
+        self._sources_as.setdefault((source.namespace, source.service_account), set()).add(uid)
+        if source.node:
+            self._sources_on.setdefault(source.node, set()).add(uid)
+        if source.joins_by_labels:
+            self._sources_at.setdefault((source.namespace, source.name), set()).add(uid)
+
+    def _withdraw(self, source: WorkloadSource) -> None:
+        uid = source.uid
+        _discard(self._sources_in, source.namespace, uid)
+        _discard(self._sources_as, (source.namespace, source.service_account), uid)
+        _discard(self._sources_on, source.node, uid)
+        _discard(self._sources_at, (source.namespace, source.name), uid)
+
+
+def _endpoints_view(service: MeshObject | None) -> object:
+    """The part of a service that its endpoints' resources repeat."""
+    match service:
+        case Service(is_external_name=is_external, ports=ports, selector=selector):
+            return is_external, ports, selector
+        case ServiceEntry(hosts=hosts, resolution=resolution, ports=ports, selector=selector):
+            return hosts, resolution, ports, selector
+        case _:
+            return None
+
+
+def _label(namespace: MeshObject | None, key: str) -> str:
+    return namespace.meta.labels.get(key, "") if namespace is not None else ""
+
+
+def _discard(index: dict[Key, set[Value]], key: Key, value: Value) -> None:
+    held = index.get(key)
+    if held is not None:
+        held.discard(value)
+        if not held:
+            del index[key]
+
+
+def _put_or_discard(index: dict[Key, set[Value]], key: Key, value: Value, *, is_there: bool) -> None:
+    if is_there:
+        index.setdefault(key, set()).add(value)
+    else:
+        _discard(index, key, value)
+
+
+def _put_or_discard_value(held: set[Value], value: Value, *, is_there: bool) -> None:
+    if is_there:
+        held.add(value)
+    else:
+        held.discard(value)

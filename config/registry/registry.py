@@ -1,0 +1,431 @@
+"""The registry: objects in, data-plane resources out, incrementally. Pure.
+
+Invariant (a property test holds it): after any sequence of changes the resources are those that a registry
+filled at once with the final objects, captures and virtual addresses would have. `compiled` counts what was
+compiled, so that tests can tell work from luck.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+
+from config import keys
+from config.compile.authorization import compile_policy, policy_key
+from config.compile.peer_authentication import (
+    Levels,
+    policy_keys,
+    port_policy,
+    static_strict,
+)
+from config.compile.resource import ADDRESS, Delta, Resource, TypeUrl
+from config.compile.service import ServiceSurroundings, compile_service, service_name
+from config.compile.workload import Surroundings, compile_workload
+from config.errors import AddressesExhausted
+from config.kinds.core import is_true
+from config.kinds.service import traffic_scope
+from config.notes import Note, Reason
+from config.objects import (
+    AuthorizationPolicy,
+    Kind,
+    Locality,
+    MeshObject,
+    PeerAuthentication,
+    Ref,
+    Resolution,
+    Service,
+    ServiceEntry,
+    TrafficScope,
+)
+from config.registry.object_index import Dirt, ObjectIndex, Place
+from config.registry.target_ports import PortPairs, entry_ports, service_ports, slice_ports
+from config.registry.virtual_addresses import VirtualAddresses
+from config.registry.waypoints import FOR_SERVICES, FOR_WORKLOADS, Enrolling, Enrolment, find_waypoint
+from config.registry.workload_source import Joining, WorkloadSource
+from config.settings import MeshSettings
+
+_NAMESPACE_NAME = "kubernetes.io/metadata.name"
+_ResourceKey = tuple[TypeUrl, str]
+_Unit = str | Ref  # what is compiled at once: a workload by uid, a service or policy by its object
+
+
+class Registry:
+    def __init__(self, settings: MeshSettings, virtual_addresses: VirtualAddresses | None = None) -> None:
+        self._settings = settings
+        self.index = ObjectIndex(settings)
+        self.virtual_addresses = virtual_addresses or VirtualAddresses()
+        self.resources: dict[_ResourceKey, Resource] = {}
+        self.compiled = 0
+        self._outputs: dict[_Unit, tuple[_ResourceKey, ...]] = {}
+        self._notes: dict[_Unit, tuple[Note, ...]] = {}
+        self._captured: dict[Place, set[str]] = {}  # (namespace, name) -> nodes that say so
+        self._lookers: dict[Ref, set[_Unit]] = {}  # waypoint -> what was compiled with a look at it
+        self._looked: dict[_Unit, Ref] = {}
+        self._aliases: dict[str, set[str]] = {}
+
+    # ---- changes ----
+
+    def apply(self, upserted: Mapping[Ref, MeshObject], removed: Iterable[Ref] = ()) -> Delta:
+        """Takes changed objects; returns what the data plane must hear."""
+        dirt = Dirt()
+        for ref in removed:
+            self.index.replace(ref, None, dirt)
+            self._gateway_changed(ref, dirt)
+        for ref, value in upserted.items():
+            self.index.replace(ref, value, dirt)
+            self._gateway_changed(ref, dirt)
+        return self._compile(dirt)
+
+    def set_captured(self, node: str, places: Iterable[Place]) -> Delta:
+        """`places` is all that `node` has captured, as (namespace, name)."""
+        dirt = Dirt()
+        wanted = set(places)
+        held = {place for place, nodes in self._captured.items() if node in nodes}
+        for place in held - wanted:
+            self._captured[place].discard(node)
+            if not self._captured[place]:
+                del self._captured[place]
+        for place in wanted - held:
+            self._captured.setdefault(place, set()).add(node)
+        for place in held ^ wanted:
+            dirt.workloads |= {source.uid for source in self.index.sources_at(*place)}
+        return self._compile(dirt)
+
+    def _gateway_changed(self, ref: Ref, dirt: Dirt) -> None:
+        if ref.kind != Kind.GATEWAY.value:
+            return
+        for unit in self._lookers.get(ref, ()):
+            if isinstance(unit, str):
+                dirt.workloads.add(unit)
+            else:
+                dirt.services.add(unit)
+
+    # ---- questions ----
+
+    @property
+    def root_namespace(self) -> str:
+        return self._settings.root_namespace
+
+    def captured(self, source: WorkloadSource) -> bool:
+        """Only the node that a workload is on can say that it is captured."""
+        nodes = self._captured.get((source.namespace, source.name), ())
+        return source.joins_by_labels and not source.is_host_network and source.node in nodes
+
+    def is_running_on(self, namespace: str, service_account: str, node: str) -> bool:
+        """Whether a workload of that service account is on the node: what the CA wants to know."""
+        return bool(node) and any(
+            source.node == node for source in self.index.sources_as(namespace, service_account)
+        )
+
+    def notes(self) -> Iterator[Note]:
+        for notes in self._notes.values():
+            yield from notes
+
+    def find(self, key: str) -> list[Resource]:
+        """By resource name or alias, the way on-demand clients ask: addresses only. A service brings its
+        endpoints along.
+        """
+        names = [key] if (ADDRESS, key) in self.resources else sorted(self._aliases.get(key, ()))
+        found: dict[str, Resource] = {}
+        for name in names:
+            found[name] = self.resources[(ADDRESS, name)]
+            owner = self.index.owner_of(name)
+            if owner is None:
+                continue
+            for uid in sorted(self.index.members(owner, self.index.objects[owner])):
+                member = self.resources.get((ADDRESS, uid))
+                if member is not None and name in member.services:
+                    found[uid] = member
+        return list(found.values())
+
+    def on_node(self, node: str) -> list[Resource]:
+        found = (self.resources.get((ADDRESS, uid)) for uid in sorted(self.index.sources_on(node)))
+        return [resource for resource in found if resource is not None]
+
+    # ---- compilation ----
+
+    def _compile(self, dirt: Dirt) -> Delta:
+        touched: dict[_ResourceKey, Resource | None] = {}
+        for policy in sorted(dirt.policies):
+            self._settle(policy, self._policy(policy), touched)
+        if dirt.is_static_strict:
+            made = [static_strict(self._settings)] if self.index.peers else []
+            self._settle("static strict", (made, ()), touched)
+        for service in sorted(dirt.services):
+            self._settle(service, self._service(service), touched)
+        for uid in sorted(dirt.workloads):
+            self._settle(uid, self._workload(uid), touched)
+        return self._commit(touched, dirt.forced)
+
+    def _settle(
+        self,
+        unit: _Unit,
+        outcome: tuple[list[Resource], tuple[Note, ...]],
+        touched: dict[_ResourceKey, Resource | None],
+    ) -> None:
+        made, notes = outcome
+        self.compiled += 1
+        for key in self._outputs.pop(unit, ()):
+            touched.setdefault(key, None)
+        for resource in made:
+            touched[(resource.type_url, resource.name)] = resource
+        if made:
+            self._outputs[unit] = tuple((each.type_url, each.name) for each in made)
+        self._notes.pop(unit, None)
+        if notes:
+            self._notes[unit] = notes
+
+    def _commit(self, touched: dict[_ResourceKey, Resource | None], forced: set[str]) -> Delta:
+        upserts: list[Resource] = []
+        removed: list[_ResourceKey] = []
+        for key, new in sorted(touched.items(), key=lambda item: item[0]):
+            old = self.resources.get(key)
+            if new is None:
+                if old is not None:
+                    del self.resources[key]
+                    removed.append(key)
+            elif old != new:
+                self.resources[key] = new
+                upserts.append(new)
+            elif key[1] in forced:
+                upserts.append(new)
+            self._file_aliases(old, new)
+        return Delta(tuple(upserts), tuple(removed))
+
+    def _file_aliases(self, old: Resource | None, new: Resource | None) -> None:
+        for alias in old.aliases if old is not None else ():
+            held = self._aliases.get(alias)
+            if held is not None and old is not None:
+                held.discard(old.name)
+                if not held:
+                    del self._aliases[alias]
+        for alias in new.aliases if new is not None else ():
+            assert new is not None
+            self._aliases.setdefault(alias, set()).add(new.name)
+
+    # -- policies --
+
+    def _policy(self, ref: Ref) -> tuple[list[Resource], tuple[Note, ...]]:
+        policy = self.index.objects.get(ref)
+        if isinstance(policy, AuthorizationPolicy):
+            compiled = compile_policy(policy, self._settings)
+            return [compiled.resource] if compiled.resource is not None else [], compiled.notes
+        if not isinstance(policy, PeerAuthentication) or not policy.selector:
+            return [], self._shadowed_peer(policy)
+        if ref.namespace == self._settings.root_namespace:
+            text = "a selector has no effect in the root namespace; the object applies to nothing"
+            return [], (Note(ref, Reason.NO_EFFECT, text),)
+        made = port_policy(self._levels(ref.namespace, policy))
+        return [made] if made is not None else [], ()
+
+    def _shadowed_peer(self, peer: MeshObject | None) -> tuple[Note, ...]:
+        if peer is None:
+            return ()
+        oldest = self.index.general_peer(peer.meta.namespace)
+        if oldest is None or oldest is peer:
+            return ()
+        text = f"{oldest.meta.ref} is older and counts for the namespace; this one has no effect"
+        return (Note(peer.meta.ref, Reason.SHADOWED, text),)
+
+    def _levels(self, namespace: str, own: PeerAuthentication | None) -> Levels:
+        root = self._settings.root_namespace
+        return Levels(
+            mesh=self.index.general_peer(root),
+            namespace=self.index.general_peer(namespace) if namespace != root else None,
+            workload=own,
+        )
+
+    # -- services --
+
+    def _service(self, ref: Ref) -> tuple[list[Resource], tuple[Note, ...]]:
+        service = self.index.service(ref)
+        if service is None:
+            self._look(ref, Enrolment())
+            return [], ()
+        notes: list[Note] = []
+        enrolment = self._enrol(ref, ref, service.meta.labels, FOR_SERVICES)
+        if enrolment.note is not None:
+            notes.append(enrolment.note)
+        made: list[Resource] = []
+        for host in self.index.hosts_of(service):
+            owner = self.index.owner_of(service_name(ref.namespace, host))
+            if owner != ref:
+                text = f"{owner} already has the host {host} in this namespace; that one counts"
+                notes.append(Note(ref, Reason.SHADOWED, text))
+                continue
+            around = ServiceSurroundings(
+                hostname=host,
+                addresses=self._addresses(service, host, notes),
+                network=self._mesh_network(),
+                scope=self._scope(service),
+                waypoint=enrolment.address,
+                is_canonical=isinstance(service, Service) or self.index.canonical_entry(host) == ref,
+                is_ingress_through_waypoint=enrolment.address is not None and self._ingress(service),
+            )
+            made.append(compile_service(service, around))
+        return made, tuple(notes)
+
+    def _addresses(self, service: Service | ServiceEntry, host: str, notes: list[Note]) -> tuple[str, ...]:
+        if service.addresses:
+            return service.addresses
+        if isinstance(service, ServiceEntry):
+            given = tuple(address for own, address in service.status_addresses if own in ("", host))
+            if given:
+                return given
+            is_wanted = service.resolution is not Resolution.NONE and not host.startswith("*")
+        else:
+            is_wanted = not service.is_headless
+        if not is_wanted or service.meta.labels.get(keys.AUTO_ALLOCATE) == "false":
+            return ()
+        name = service_name(service.meta.namespace, host)
+        try:
+            return self.virtual_addresses.addresses(name, self.index.claims.__contains__)
+        except AddressesExhausted as error:
+            notes.append(Note(service.meta.ref, Reason.NO_ADDRESS, error.text))
+            return ()
+
+    def _scope(self, service: Service | ServiceEntry) -> TrafficScope:
+        if isinstance(service, Service) and service.traffic_scope is not None:
+            return service.traffic_scope
+        namespace = self.index.namespace(service.meta.namespace)
+        own = service.meta.annotations.get(keys.TRAFFIC_DISTRIBUTION)
+        inherited = namespace.meta.annotations.get(keys.TRAFFIC_DISTRIBUTION) if namespace else None
+        return traffic_scope(own if own is not None else inherited or "")
+
+    def _ingress(self, service: Service | ServiceEntry) -> bool:
+        own = service.meta.labels.get(keys.INGRESS_USE_WAYPOINT)
+        return is_true(
+            own
+            if own is not None
+            else self._namespace_labels(service.meta.namespace).get(keys.INGRESS_USE_WAYPOINT)
+        )
+
+    # -- workloads --
+
+    def _workload(self, uid: str) -> tuple[list[Resource], tuple[Note, ...]]:
+        source = self.index.sources.get(uid)
+        if source is None:
+            self._look(uid, Enrolment())
+            return [], ()
+        notes: list[Note] = []
+        enrolment = Enrolment()
+        if source.may_have_waypoint:
+            enrolment = self._enrol(uid, source.owner, source.labels, FOR_WORKLOADS)
+            # What only the namespace asks for is reported there once, not at each workload.
+            if enrolment.note is not None and keys.USE_WAYPOINT in source.labels:
+                notes.append(enrolment.note)
+        else:
+            self._look(uid, enrolment)
+        around = Surroundings(
+            network=self._network(source),
+            locality=self._locality(source),
+            services=dict(sorted(self._joined(source, notes).items())),
+            policies=self._policies(source) if source.has_policies else (),
+            waypoint=enrolment.address,
+            is_captured=self.captured(source) or (source.is_redirected and not source.is_host_network),
+        )
+        return [compile_workload(source, around, self._settings)], tuple(notes)
+
+    def _policies(self, source: WorkloadSource) -> tuple[str, ...]:
+        own = sorted(
+            policy_key(policy)
+            for ref in self.index.policy_selectors.matching(source.namespace, source.labels)
+            if isinstance(policy := self.index.objects[ref], AuthorizationPolicy)
+        )
+        levels = self._levels(source.namespace, self.index.own_peer(source))
+        return (*own, *policy_keys(levels, self._settings))
+
+    def _joined(self, source: WorkloadSource, notes: list[Note]) -> dict[str, PortPairs]:
+        """Services it is an endpoint of, with the ports that lead to it."""
+        joined: dict[str, PortPairs] = {}
+        for ref in sorted(self._services_of(source)):
+            service = self.index.service(ref)
+            if service is None:
+                continue
+            ports = self._ports(service, source, notes)
+            for host in self.index.hosts_of(service):
+                name = service_name(ref.namespace, host)
+                if (source.hosts and host not in source.hosts) or self.index.owner_of(name) != ref:
+                    continue
+                joined[name] = ports
+        return joined
+
+    def _services_of(self, source: WorkloadSource) -> set[Ref]:
+        if source.joining is Joining.INLINE:
+            return {source.owner}
+        if source.joining is Joining.SLICE:
+            ref = Ref(Kind.SERVICE.value, source.namespace, source.service)
+            return {ref} if self._takes_slices(ref) else set()
+        found = set(self.index.service_selectors.matching(source.namespace, source.labels))
+        if source.joining is Joining.BY_POD_LABELS:
+            for slice_ in self.index.slices_of_pod((source.namespace, source.name)):
+                ref = Ref(Kind.SERVICE.value, slice_.meta.namespace, slice_.service)
+                if self._takes_slices(ref) and self.index.is_named_by(slice_, source):
+                    found.add(ref)
+        return found
+
+    def _takes_slices(self, ref: Ref) -> bool:
+        """Slices of a service with a selector are copies of what the selector says already."""
+        service = self.index.service(ref)
+        return isinstance(service, Service) and not service.selector
+
+    def _ports(self, service: Service | ServiceEntry, source: WorkloadSource, notes: list[Note]) -> PortPairs:
+        if isinstance(service, ServiceEntry):
+            return entry_ports(service, source)
+        if source.joining is Joining.SLICE:
+            return slice_ports(service, source.named_ports)
+        if not service.selector:
+            pairs: dict[int, int] = {}
+            for slice_ in self.index.slices_of_pod((source.namespace, source.name)):
+                if slice_.service == service.meta.name and self.index.is_named_by(slice_, source):
+                    pairs.update(slice_ports(service, slice_.ports))
+            return tuple(sorted(pairs.items()))
+        ports, missing = service_ports(service, source)
+        notes += [
+            Note(
+                source.owner,
+                Reason.PORT_NOT_FOUND,
+                f"has no port named {name}, which {service.meta.ref} targets; the port is left out here",
+            )
+            for name in missing
+        ]
+        return ports
+
+    # -- shared --
+
+    def _enrol(self, unit: _Unit, ref: Ref, labels: Mapping[str, str], traffic: frozenset[str]) -> Enrolment:
+        enrolling = Enrolling(ref, labels, ref.namespace, self._namespace_labels(ref.namespace), traffic)
+        enrolment = find_waypoint(enrolling, self.index.gateway, self._mesh_network())
+        self._look(unit, enrolment)
+        return enrolment
+
+    def _look(self, unit: _Unit, enrolment: Enrolment) -> None:
+        before = self._looked.pop(unit, None)
+        if before is not None:
+            self._lookers[before].discard(unit)
+            if not self._lookers[before]:
+                del self._lookers[before]
+        if enrolment.gateway is not None:
+            self._looked[unit] = enrolment.gateway
+            self._lookers.setdefault(enrolment.gateway, set()).add(unit)
+
+    def _namespace_labels(self, name: str) -> Mapping[str, str]:
+        namespace = self.index.namespace(name)
+        labels = namespace.meta.labels if namespace is not None else {}
+        return labels if _NAMESPACE_NAME in labels else {**labels, _NAMESPACE_NAME: name}
+
+    def _mesh_network(self) -> str:
+        root = self.index.namespace(self._settings.root_namespace)
+        return (root.meta.labels.get(keys.NETWORK, "") if root else "") or self._settings.network
+
+    def _network(self, source: WorkloadSource) -> str:
+        return (
+            source.network
+            or self._namespace_labels(source.namespace).get(keys.NETWORK, "")
+            or self._mesh_network()
+        )
+
+    def _locality(self, source: WorkloadSource) -> Locality:
+        place = source.locality
+        if not place and source.node and (node := self.index.node(source.node)) is not None:
+            place = node.locality
+        return Locality(place.region, place.zone, source.subzone) if source.subzone else place
