@@ -6,7 +6,7 @@ import array
 import os
 import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,7 +24,7 @@ HELLO = bytes.fromhex("0801")
 GOOD_ACK = bytes.fromhex("0a00")
 SNAPSHOT_SENT = bytes.fromhex("1a00")
 BAD_ACK = b"\x0a\x07\x0a\x05nope!"
-ADD_WEB = b'\x0a\x20\x0a\x08uid-1234\x12\x14\x0a\x03web\x12\x07default\x1a\x04site'
+ADD_WEB = b"\x0a\x20\x0a\x08uid-1234\x12\x14\x0a\x03web\x12\x07default\x1a\x04site"
 
 
 @dataclass
@@ -53,10 +53,8 @@ class Ztunnel:
         await self.answer(answer)
 
     async def expect_end(self) -> None:
-        try:
+        with suppress(ConnectionResetError):
             assert await self.receive() == b""
-        except ConnectionResetError:
-            pass
 
     def close(self) -> None:
         self.sock.close()
@@ -337,6 +335,10 @@ async def test_more_ztunnels_than_the_limit_are_turned_away(
         assert stage.server.connections == 8
 
 
+def expect_refusal(reason: str) -> pytest.RaisesExc[SocketPathError]:
+    return pytest.raises(SocketPathError, match=reason)
+
+
 class TestSocketFile:
     def test_only_its_owner_may_connect(self, tmp_path: Path) -> None:
         path = tmp_path / "sub" / "zds.sock"
@@ -354,23 +356,21 @@ class TestSocketFile:
     def test_a_living_owners_is_not(self, tmp_path: Path) -> None:
         path = tmp_path / "zds.sock"
         with unix_listener(path, socket.SOCK_SEQPACKET):
-            with pytest.raises(SocketPathError, match="another process listens"):
-                with unix_listener(path, socket.SOCK_SEQPACKET):
-                    pass
+            with expect_refusal("another process listens"), unix_listener(path, socket.SOCK_SEQPACKET):
+                pass
             assert path.exists()
 
     def test_any_other_file_is_not(self, tmp_path: Path) -> None:
         path = tmp_path / "zds.sock"
         path.write_text("precious")
-        with pytest.raises(SocketPathError, match="not a socket"):
-            with unix_listener(path, socket.SOCK_SEQPACKET):
-                pass
+        with expect_refusal("not a socket"), unix_listener(path, socket.SOCK_SEQPACKET):
+            pass
         assert path.read_text() == "precious"
 
     def test_a_path_too_long_is_named(self, tmp_path: Path) -> None:
-        with pytest.raises(SocketPathError, match="longer than a unix socket allows"):
-            with unix_listener(tmp_path / ("x" * 120), socket.SOCK_SEQPACKET):
-                pass
+        path = tmp_path / ("x" * 120)
+        with expect_refusal("longer than a unix socket allows"), unix_listener(path, socket.SOCK_SEQPACKET):
+            pass
 
 
 def test_protocol_errors_are_the_peers_fault() -> None:
