@@ -26,7 +26,7 @@ import trio
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from loadtests import certificates, report, topology
+from loadtests import certificates, idle_ztunnel, report, topology
 from loadtests.contestants import Contestant, ContestantError, Direct, EnvoyPair, Running, load_server
 from loadtests.mycelia import MyceliaPair
 from loadtests.processes import open_descriptors, resident_bytes
@@ -167,13 +167,16 @@ class Bench:
         found = topology.check_congestion_control(pairs["plain"])
         envoy = envoy_binary() if "envoy" in self.names else None
         results = Results(machine(f"{found}, asked for {wish}", self.options.workers, envoy))
-        contestants = self._contestants(pairs, certificates.make(self.directory), envoy)
+        credentials = certificates.make(self.directory)
+        contestants = self._contestants(pairs, credentials, envoy)
         async with AsyncExitStack() as stack:
             for pair in pairs.values():
                 await stack.enter_async_context(load_server(pair, self.directory))
             if not self.options.no_memory:
                 for contestant in contestants[1:] if self.names[0] == "direct" else contestants:
                     await self._measure_memory(contestant, results)
+                if "mycelia" in self.names:
+                    await self._weigh_ztunnel(pairs["mesh"], credentials, results)
             running = {}
             for contestant in contestants:
                 running[contestant.name] = await stack.enter_async_context(contestant.running())
@@ -262,6 +265,17 @@ class Bench:
                         return
         results.memory[contestant.name] = Memory(resident, descriptors)
 
+    async def _weigh_ztunnel(
+        self, pair: topology.Pair, credentials: certificates.Credentials, results: Results
+    ) -> None:
+        with self.console.status("an idle ztunnel"):
+            try:
+                weight = await idle_ztunnel.resident(pair, credentials, self.directory, self.options.workers)
+            except ContestantError as error:
+                results.add_failure("idle ztunnel", "mycelia", str(error))
+                return
+        results.idle_ztunnel_bytes = weight[0]
+
     async def _look_for_leaks(self, name: str, running: Running) -> LeakReport:
         """Opens and closes 1,000 tunnels again and again; afterwards the descriptors must be those of before.
 
@@ -314,7 +328,7 @@ def main() -> int:
     """0: every target that was measured is reached; 1: one is not; 2: the benchmark could not run."""
     arguments = sys.argv[1:]
     options = parse(arguments)
-    console = Console(stderr=False)
+    console = Console(width=None if sys.stdout.isatty() else 130)
     try:
         enter_private_namespace(sys.orig_argv)
         with tempfile.TemporaryDirectory(prefix="mycelia-bench-") as scratch:

@@ -10,6 +10,7 @@ from rich.table import Table
 from loadtests.results import CPU_PER_GB, SUBJECT, TARGETS, Metric, Results, metrics_of
 
 TUNNEL_LIMIT_BYTES = 40_000
+IDLE_LIMIT_BYTES = 120_000_000
 MISSING = "-"
 
 
@@ -30,6 +31,12 @@ def rows(results: Results, contestants: Sequence[str]) -> Iterator[Row]:
         for metric in metrics_of(load):
             yield _load_row(results, contestants, load, metric)
     yield from _memory_rows(results, contestants)
+    if results.idle_ztunnel_bytes is not None:
+        idle = results.idle_ztunnel_bytes
+        values = tuple(f"{idle / 1e6:.1f}" if name == SUBJECT else MISSING for name in contestants)
+        mark = "pass" if idle <= IDLE_LIMIT_BYTES else "FAIL"
+        limit = f"<= {IDLE_LIMIT_BYTES / 1e6:.0f} MB"
+        yield Row("idle ztunnel", "resident MB, control and worker", values, "", limit, mark)
     for name, leak in results.leaks.items():
         text = f"{leak.descriptors_before} -> {leak.descriptors_after}"
         values = tuple(text if name == other else MISSING for other in contestants)
@@ -78,8 +85,8 @@ def _memory_rows(results: Results, contestants: Sequence[str]) -> Iterator[Row]:
 
 def table(results: Results, contestants: Sequence[str]) -> Table:
     drawn = Table(title="Loads side by side: medians over rounds", title_justify="left")
-    drawn.add_column("load")
-    drawn.add_column("figure")
+    drawn.add_column("load", no_wrap=True)
+    drawn.add_column("figure", no_wrap=True)
     for heading in (*contestants, "ratio", "target"):
         drawn.add_column(heading, justify="right")
     drawn.add_column("")
@@ -153,5 +160,6 @@ def document(results: Results) -> dict[str, object]:
         "loads": loads,
         "failures": results.failures,
         "memory": memory,
+        "idle_ztunnel_bytes": results.idle_ztunnel_bytes,
         "verdicts": verdicts,
     }

@@ -98,6 +98,7 @@ class Results:
     failures: dict[str, dict[str, str]] = field(default_factory=dict)
     memory: dict[str, Memory] = field(default_factory=dict)
     leaks: dict[str, LeakReport] = field(default_factory=dict)
+    idle_ztunnel_bytes: int | None = None
 
     def add(self, load: str, contestant: str, measurement: Measurement) -> None:
         self.measurements.setdefault(load, {}).setdefault(contestant, []).append(measurement)

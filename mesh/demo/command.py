@@ -26,6 +26,7 @@ from mesh.demo.programs import require_programs
 from mesh.errors import DemoRunningError
 from mesh.lab.errors import NamespacesForbiddenError
 from mesh.lab.private import replace_by_supervisor, why_forbidden
+from mesh.lab.supervise import MARKER
 
 READY_FD: Final = "MYCELIA_DEMO_READY_FD"
 TERMINAL: Final = "MYCELIA_DEMO_TERMINAL"
@@ -115,6 +116,7 @@ def _start_and_follow(*, is_fast: bool) -> int:
     """
     reader, writer = os.pipe()
     environment = {**os.environ, READY_FD: str(writer), TERMINAL: "1" if sys.stdout.isatty() else "0"}
+    environment.pop(MARKER, None)  # namespaces of its own, even where we are in private ones already
     child = subprocess.Popen(
         _again(is_fast=is_fast),
         env=environment,
