@@ -92,6 +92,10 @@ class Resources:
             for type_url, resources in self.held.items()
         }
 
+    def policies(self) -> Iterator[tuple[str, bytes]]:
+        """Key and bytes of each policy, as it came."""
+        return ((name, value) for name, (_, value) in self.held[AUTHORIZATION_TYPE].items())
+
     def replay(self) -> Iterator[pb.ToWorker]:
         """All resources for a new worker."""
         for type_url, resources in self.held.items():
