@@ -1,4 +1,4 @@
-"""`mycelia status`: asks the control plane, this node's agent and this node's ztunnel, and shows what they say.
+"""`mycelia status`: asks the control plane, this node's agent and ztunnel, and shows what they say.
 
 A process that does not answer is shown as such; the exit code is 1 when anything is not well.
 """

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import sys
 
-from rich.console import Console
-
-from mesh.demo.command import tell_inside
+from mesh.demo.command import EXIT_CANNOT, tell_inside
 from mesh.lab.private import enter_private_namespace
 from transport.errors import MeshError
 
@@ -20,8 +18,8 @@ def main() -> int:
         enter_private_namespace(sys.orig_argv)
         return tell_inside(is_fast="--fast" in sys.argv[1:])
     except MeshError as error:
-        Console(stderr=True).print(f"[red]{error}[/]")
-        return 1
+        print(f"mycelia: {error}", file=sys.stderr)
+        return EXIT_CANNOT
 
 
 if __name__ == "__main__":

@@ -31,6 +31,8 @@ from mesh.lab.supervise import MARKER
 READY_FD: Final = "MYCELIA_DEMO_READY_FD"
 TERMINAL: Final = "MYCELIA_DEMO_TERMINAL"
 EXIT_INTERRUPTED: Final = 130
+EXIT_CANNOT: Final = 2
+WIDTH: Final = 120  # where there is no terminal to ask
 
 
 def run(*, is_kept: bool, is_fast: bool) -> int:
@@ -60,7 +62,7 @@ def tell_inside(*, is_fast: bool) -> int:
     from mesh.demo.story import Story, pause_for  # noqa: PLC0415
 
     is_terminal = os.environ.get(TERMINAL) == "1" or None
-    console = Console(force_terminal=is_terminal)
+    console = Console(force_terminal=is_terminal, width=None if sys.stdout.isatty() else WIDTH)
     signal.signal(signal.SIGTERM, _interrupt)
     signal.signal(signal.SIGHUP, _interrupt)
     ready = int(os.environ.pop(READY_FD, "-1"))

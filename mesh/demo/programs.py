@@ -26,6 +26,7 @@ PACKAGES: Final = {
 NGINX_CONFIGURATION: Final = """\
 # One process: a second one would change its user, which the namespace of an ordinary user forbids.
 daemon off;
+user root root;
 master_process off;
 pid {directory}/nginx.pid;
 error_log stderr warn;
