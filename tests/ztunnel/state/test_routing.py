@@ -332,7 +332,9 @@ def test_private_service_elsewhere_is_an_unknown_address() -> None:
     endpoint = workload("w", "10.0.0.2", namespace="other", services={"other/web.other": {80: 8080}})
     outside = routed(decide(private, endpoint, to=("10.1.0.1", 80)))
     assert (outside.protocol, outside.address) == (Protocol.TCP, ("10.1.0.1", 80))
-    inside = decide(private, endpoint, to=("10.1.0.1", 80), source=workload("s", "10.0.0.1", namespace="other"))
+    inside = decide(
+        private, endpoint, to=("10.1.0.1", 80), source=workload("s", "10.0.0.1", namespace="other")
+    )
     assert routed(inside).protocol is Protocol.HBONE
 
 
