@@ -48,7 +48,7 @@ class Http2Codec(Protocol):
     def start(self) -> None:
         """Put preface, SETTINGS and the connection's WINDOW_UPDATE into the output. Call once, first."""
 
-    def receive(self, data: memoryview | bytes) -> list[Event]:
+    def receive(self, data: memoryview | bytes | bytearray) -> list[Event]:
         """Take in bytes, cut anywhere. DATA comes out piece by piece; its views live until the next call."""
 
     def take_output(self) -> bytes | bytearray:

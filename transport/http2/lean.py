@@ -75,7 +75,7 @@ class LeanCodec(SendingHalf):
         self._peer_max_streams: int | None = None
         self._is_peer_connect_protocol = False
 
-    def receive(self, data: memoryview | bytes) -> list[Event]:
+    def receive(self, data: memoryview | bytes | bytearray) -> list[Event]:
         if self._is_failed:
             return []
         events: list[Event] = []

@@ -357,7 +357,7 @@ class ReferenceCodec:
 
     # Receiving frames
 
-    def receive(self, data: memoryview | bytes) -> list[Event]:
+    def receive(self, data: memoryview | bytes | bytearray) -> list[Event]:
         if self._is_failed:
             return []
         self._events = []

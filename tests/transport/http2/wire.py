@@ -27,8 +27,7 @@ END_HEADERS = 4
 PADDED = 8
 PRIORITY_FLAG = 0x20
 
-NAMES = ("DATA", "HEADERS", "PRIORITY", "RST_STREAM", "SETTINGS")
-NAMES += ("PUSH_PROMISE", "PING", "GOAWAY", "WINDOW_UPDATE", "CONTINUATION")
+_NAMES = "DATA HEADERS PRIORITY RST_STREAM SETTINGS PUSH_PROMISE PING GOAWAY WINDOW_UPDATE CONTINUATION"
 
 CONNECT: Headers = [(b":method", b"CONNECT"), (b":authority", b"10.0.0.1:80")]
 GET: Headers = [(b":method", b"GET"), (b":scheme", b"http"), (b":path", b"/"), (b":authority", b"web")]
@@ -45,7 +44,7 @@ class Frame(NamedTuple):
     payload: bytes
 
     def __str__(self) -> str:
-        return f"{NAMES[self.kind]}({self.stream_id}, flags={self.flags:#x}, {self.payload!r})"
+        return f"{_NAMES.split()[self.kind]}({self.stream_id}, flags={self.flags:#x}, {self.payload!r})"
 
     @property
     def number(self) -> int:
@@ -107,6 +106,7 @@ class Rig:
 
     def __init__(self, role: Role, kind: CodecKind, settings: Http2Settings | None = None) -> None:
         self.codec: Http2Codec = make_codec(role, settings, kind)
+        self.is_server = role is Role.SERVER
         self.encoder = hpack.Encoder()
         self.decoder = hpack.Decoder()
         self.codec.start()
