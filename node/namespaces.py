@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 from pathlib import Path
 from typing import assert_never
@@ -46,10 +47,8 @@ def another_process_in(identity: Identity) -> Reference | None:
     """Some process that runs in the namespace: containers of one pod share it, and the first may end before
     the others.
     """
-    with contextlib.suppress(OSError):
-        for count, entry in enumerate(os.scandir("/proc")):
-            if count > MAX_SCANNED_PROCESSES:
-                break
+    with contextlib.suppress(OSError), os.scandir("/proc") as entries:
+        for entry in itertools.islice(entries, MAX_SCANNED_PROCESSES):
             if entry.name.isdigit():
                 reference = Reference(ReferenceKind.PID, entry.name)
                 if leads_to(reference, identity):

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import array
 import os
 import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,49 +16,12 @@ import trio.testing
 from node.errors import NoZtunnelError, SocketPathError, ZdsProtocolError, ZtunnelRefusedError
 from node.unix_socket import unix_listener
 from node.zds import ServedWorkload, ZdsServer, delete_request, snapshot_sent_request
+from tests.kit.scripted_ztunnel import GOOD_ACK, HELLO, SNAPSHOT_SENT, ScriptedZtunnel
 from transport.errors import MeshError
 from transport.netns import NetworkNamespace
 
-HELLO = bytes.fromhex("0801")
-GOOD_ACK = bytes.fromhex("0a00")
-SNAPSHOT_SENT = bytes.fromhex("1a00")
 BAD_ACK = b"\x0a\x07\x0a\x05nope!"
 ADD_WEB = b"\x0a\x20\x0a\x08uid-1234\x12\x14\x0a\x03web\x12\x07default\x1a\x04site"
-
-
-@dataclass
-class Ztunnel:
-    """A scripted ztunnel."""
-
-    sock: trio.socket.SocketType
-    fds: list[int] = field(default_factory=list)
-
-    async def receive(self) -> bytes:
-        """One packet as Istio's reads it: at most 1024 bytes; descriptors go to `fds`."""
-        with trio.fail_after(5):
-            packet, ancillary, flags, _ = await self.sock.recvmsg(1024, socket.CMSG_LEN(64))
-        assert not flags & socket.MSG_TRUNC
-        for _, _, data in ancillary:
-            fds = array.array("i")
-            fds.frombytes(data)
-            self.fds.extend(fds)
-        return packet
-
-    async def answer(self, packet: bytes = GOOD_ACK) -> None:
-        await self.sock.send(packet)
-
-    async def expect(self, packet: bytes, answer: bytes = GOOD_ACK) -> None:
-        assert await self.receive() == packet
-        await self.answer(answer)
-
-    async def expect_end(self) -> None:
-        with suppress(ConnectionResetError):
-            assert await self.receive() == b""
-
-    def close(self) -> None:
-        self.sock.close()
-        for fd in self.fds:
-            os.close(fd)
 
 
 @dataclass
@@ -68,19 +30,17 @@ class Stage:
     path: Path
     answers: list[tuple[str, MeshError | None]]
     namespace: NetworkNamespace
-    ztunnels: list[Ztunnel] = field(default_factory=list)
+    ztunnels: list[ScriptedZtunnel] = field(default_factory=list)
 
     def workload(self, uid: str = "uid-1234", name: str = "web") -> ServedWorkload:
         return ServedWorkload(uid, name, "default", "site", self.namespace)
 
-    async def raw(self) -> Ztunnel:
-        sock = trio.socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        await sock.connect(str(self.path))
-        ztunnel = Ztunnel(sock)
+    async def raw(self) -> ScriptedZtunnel:
+        ztunnel = await ScriptedZtunnel.connect(self.path)
         self.ztunnels.append(ztunnel)
         return ztunnel
 
-    async def ztunnel(self) -> Ztunnel:
+    async def ztunnel(self) -> ScriptedZtunnel:
         """Connected, hello said, an empty snapshot taken."""
         before = self.server.connections
         ztunnel = await self.raw()
@@ -113,6 +73,7 @@ async def staged(tmp_path: Path) -> AsyncIterator[Stage]:
 
 
 def test_fixed_byte_strings() -> None:
+    assert (HELLO.hex(), GOOD_ACK.hex(), SNAPSHOT_SENT.hex()) == ("0801", "0a00", "1a00")
     assert snapshot_sent_request() == SNAPSHOT_SENT
     assert delete_request("uid-1234") == b"\x12\x0a\x12\x08uid-1234"
     with NetworkNamespace.current() as namespace:
