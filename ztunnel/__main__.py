@@ -1,4 +1,4 @@
-"""`python -m ztunnel`: the node proxy. Everything is set by environment variables (see ztunnel/settings.py)."""
+"""`python -m ztunnel`: the node proxy, set up by environment variables (see ztunnel/settings.py)."""
 
 from __future__ import annotations
 
@@ -65,10 +65,9 @@ def _reasons(error: BaseException) -> Iterator[MeshError]:
     """The errors made on purpose; none where a defect is among them, which deserves its traceback."""
     if isinstance(error, MeshError):
         yield error
-    elif isinstance(error, BaseExceptionGroup):
-        if error.split(MeshError)[1] is None:
-            for part in error.exceptions:
-                yield from _reasons(part)
+    elif isinstance(error, BaseExceptionGroup) and error.split(MeshError)[1] is None:
+        for part in error.exceptions:
+            yield from _reasons(part)
 
 
 if __name__ == "__main__":

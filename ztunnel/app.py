@@ -1,8 +1,8 @@
 """The ztunnel's control process, put together. It only wires; what the parts do is in ztunnel/control.
 
-Order of start: privileges, administration ports, saved resources, workers, control plane, and, once the mesh is
-known (from the control plane or from disk), the node agent. Order of the end: workers drain, the last resources are
-saved, everything else is cancelled.
+Order of start: privileges, administration ports, saved resources, workers, control plane, and, once the
+mesh is known (from the control plane or from disk), the node agent. Order of the end: workers drain,
+the last resources are saved, everything else is cancelled.
 """
 
 from __future__ import annotations
@@ -167,11 +167,14 @@ class Ztunnel:
         self._is_mesh_known.set()
 
     async def _run_xds(self) -> None:
-        if self._settings.xds is None:
-            self._log.warning("no_control_plane", reason="XDS_ADDRESS is empty: only saved resources are used")
+        endpoint = self._settings.xds
+        if endpoint is None:
+            self._log.warning(
+                "no_control_plane", reason="XDS_ADDRESS is empty: only saved resources are used"
+            )
             self._mesh_is_known()
             return
-        client = make_xds_client(self._settings, self.control_plane)
+        client = make_xds_client(endpoint, self._settings, self.control_plane)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(client.run)
             await client.is_synced.wait()

@@ -13,7 +13,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, TypeVar
+from typing import ClassVar, Literal, TypeVar, cast
 
 from telemetry.errors import InvalidLogLevel
 from telemetry.logging import LogLevels
@@ -28,6 +28,8 @@ DEFAULT_STATE_DIR = "/var/lib/mycelia/ztunnel"
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _Value = TypeVar("_Value")
+
+Codec = Literal["lean", "reference"]
 
 
 class InvalidSetting(MeshError):
@@ -90,7 +92,7 @@ class DataPath:
     is_spoofing: bool | None = None
     is_ipv6: bool = True
     is_port_reuse: bool = True
-    codec: str = "lean"
+    codec: Codec = "lean"
     pool_max_streams: int = 100
     pool_idle_s: float = 300.0
     stream_window_bytes: int = 4 * 1024 * 1024
@@ -201,7 +203,7 @@ def _data_path(reader: _Reader, *, is_dedicated: bool) -> DataPath:
         is_spoofing=reader.tristate("ENABLE_ORIG_SRC"),
         is_ipv6=reader.boolean("IPV6_ENABLED", default=True),
         is_port_reuse=reader.boolean("INPOD_PORT_REUSE", default=True),
-        codec=reader.choice("MYCELIA_HTTP2_CODEC", "lean", ("lean", "reference")),
+        codec=cast("Codec", reader.choice("MYCELIA_HTTP2_CODEC", "lean", ("lean", "reference"))),
         pool_max_streams=reader.integer("POOL_MAX_STREAMS_PER_CONNECTION", 100, 1, 1_000_000),
         pool_idle_s=reader.duration("POOL_UNUSED_RELEASE_TIMEOUT", 300.0),
         stream_window_bytes=reader.integer("HTTP2_STREAM_WINDOW_SIZE", 4 << 20, 65535, 2**31 - 1),

@@ -18,6 +18,8 @@ from ztunnel.state.store import MeshState
 
 _CERTIFICATE = re.compile(r"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----\n?", re.DOTALL)
 
+_CAMEL = re.compile("_([a-z])")
+
 Json = dict[str, object]
 
 
@@ -174,7 +176,17 @@ def _settings(settings: Settings) -> Json:
             values[name]["headers"] = [key for key, _ in values[name]["headers"]]
             if "-----BEGIN" in values[name]["roots"]:
                 values[name]["roots"] = "given inline"
-    return values
+    return _camel(values)
+
+
+def _camel(values: Mapping[str, object]) -> Json:
+    """The keys of our own values in the style of the rest of the dump."""
+    return {
+        _CAMEL.sub(lambda match: match.group(1).upper(), key): _camel(value)
+        if isinstance(value, dict)
+        else value
+        for key, value in values.items()
+    }
 
 
 def _certificates(dump: DumpInput) -> list[Json]:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import cast
 
 from ca.client import CaClient, CaClientSettings, TokenSource, channel_factory, token_source
 from ca.trust_bundle import RootSource
+from config.xds.client import DeltaXdsClient, NodeInfo
 from telemetry.metrics import Description, Family, Labels, Number
 from transport.grpc.channel import ChannelSettings
 from transport.grpc.tls import TlsTrust
 from ztunnel.control.metrics import XDS_BYTES, XDS_MESSAGES, XDS_TERMINATIONS
-from ztunnel.control.resources import Resources
-from ztunnel.settings import DEFAULT_TOKEN, Endpoint, Settings
+from ztunnel.control.resources import TYPE_URLS, Resources
+from ztunnel.settings import DEFAULT_TOKEN, Endpoint, Identity, Settings
 
 
 class ControlPlane:
@@ -31,6 +33,11 @@ class ControlPlane:
         self._messages.inc((type_url,))
         self._bytes.inc((type_url,), sum(len(value) for _, _, value in upserts))
         return self._resources.apply(type_url, upserts, removed)
+
+    @property
+    def versions(self) -> dict[str, dict[str, str]]:
+        """What is held already, restored from disk."""
+        return self._resources.versions()
 
     def on_termination(self, reason: str) -> None:
         self._terminations.inc((reason,))
@@ -66,3 +73,29 @@ def make_ca_client(settings: Settings) -> CaClient:
             extra_metadata=endpoint.headers,
         ),
     )
+
+
+def make_xds_client(endpoint: Endpoint, settings: Settings, handler: ControlPlane) -> DeltaXdsClient:
+    roots = RootSource(endpoint.roots) if endpoint.is_tls else None
+    return DeltaXdsClient(
+        channel_factory(_channel_settings(endpoint), roots),
+        _node_info(settings.identity),
+        _token(settings),
+        TYPE_URLS,
+        handler,
+        cluster_id=settings.identity.cluster_id,
+        extra_metadata=endpoint.headers,
+        known=handler.versions,
+    )
+
+
+def _node_info(identity: Identity) -> NodeInfo:
+    """Facts 5.3."""
+    metadata: dict[str, object] = {
+        "NAME": identity.pod_name,
+        "NAMESPACE": identity.pod_namespace,
+        "INSTANCE_IPS": identity.instance_ip,
+        "NODE_NAME": identity.node,
+        **identity.metadata,
+    }
+    return NodeInfo(identity.node_id, cast("Mapping[str, str]", metadata))

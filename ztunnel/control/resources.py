@@ -20,7 +20,8 @@ from ztunnel.state.store import MeshState
 
 BATCH_BYTES = 64 * 1024
 BATCH_RESOURCES = 200
-TYPE_URLS = (ADDRESS_TYPE, AUTHORIZATION_TYPE)
+# Policies first: a workload whose listed policy has not come yet is denied everything.
+TYPE_URLS = (AUTHORIZATION_TYPE, ADDRESS_TYPE)
 
 
 class LocalIdentities(Protocol):
@@ -78,11 +79,9 @@ class Resources:
 
     def restore(self, saved: Mapping[str, Mapping[str, tuple[str, bytes]]]) -> int:
         """Take what was saved by an earlier process; returns how many resources are in use now."""
-        for type_url, resources in saved.items():
-            if type_url in TYPE_URLS:
-                self.apply(
-                    type_url, [(name, version, value) for name, (version, value) in resources.items()], ()
-                )
+        for type_url in TYPE_URLS:
+            resources = saved.get(type_url, {})
+            self.apply(type_url, [(name, version, value) for name, (version, value) in resources.items()], ())
         return sum(len(resources) for resources in self.held.values())
 
     def versions(self) -> dict[str, dict[str, str]]:
