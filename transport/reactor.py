@@ -372,7 +372,7 @@ class Reactor:
                     timeout = 0.0
                 elif wheel.next_deadline == math.inf:
                     timeout = -1.0
-                else:  # from the start of the last pass: that makes timers late by its length, and saves a clock call
+                else:  # since the last pass began: timers are late by its length, one clock call is saved
                     timeout = max(wheel.next_deadline - self.now, 0.0)
                 events = poll(timeout, _MAX_EVENTS)
                 self.now = now = clock()

@@ -97,8 +97,8 @@ class TlsEngine:
             if size <= 0:
                 break
             filled += size
-            # OpenSSL takes whole records only, so after a short one with no input left the next read would be in
-            # vain: asking the BIO is four times cheaper than asking SSL_read, and half of all messages are short.
+            # OpenSSL takes in whole records only, so after a short one with no input left the next read would
+            # be in vain. Asking the BIO is four times cheaper than asking SSL_read.
             if size < _RECORD_BYTES and not _bio_get_mem_data(into_ssl, _scratch):
                 self.plain_bytes = filled
                 return Decrypted.DRAINED

@@ -207,7 +207,7 @@ class TlsPump:
             self.write(data[start : start + CIPHER_BYTES])
 
     def _send_early(self) -> None:
-        """A full send is ready: the peer can work on it while we encrypt the next, and it is still in the cache."""
+        """A full send is ready: it is in the cache, and the peer can work on it while we encrypt the next."""
         if not self._is_blocked:
             self._send()
         if self.backlog_bytes > HIGH_WATER_BYTES:
