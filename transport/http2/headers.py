@@ -18,7 +18,7 @@ from transport.http2.events import Header
 NO_LENGTH: Final = -1
 
 _NAME: Final = re.compile(rb"[!#$%&'*+\-.^_`|~0-9a-z]+").fullmatch
-_BAD_VALUE: Final = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]|\A[\t ]|[\t ]\Z").search
+_BAD_OCTET: Final = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]").search
 _TARGET_BAD: Final = re.compile(rb"[\x00-\x20\x7f]").search
 _METHOD: Final = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+").fullmatch
 _LENGTH: Final = re.compile(rb"[0-9]{1,18}").fullmatch
@@ -60,6 +60,11 @@ class RequestHead:
     is_head: bool
 
 
+CONNECT_HEAD: Final = RequestHead(NO_LENGTH, is_connect=True, is_head=False)
+HEAD_HEAD: Final = RequestHead(NO_LENGTH, is_connect=False, is_head=True)
+ORDINARY_HEAD: Final = RequestHead(NO_LENGTH, is_connect=False, is_head=False)
+
+
 @dataclass(frozen=True, slots=True)
 class ResponseHead:
     """What a codec keeps of a response."""
@@ -91,7 +96,7 @@ def _check_fields(headers: Sequence[Header], first: int) -> int:
             elif not _NAME(name):
                 pseudo = name[:1] == b":"
                 raise HeadFault(0, "pseudo_header_misplaced" if pseudo else "header_name_malformed")
-        if _BAD_VALUE(value):
+        if _BAD_OCTET(value) or value.strip(b" \t") != value:
             raise HeadFault(0, "header_value_malformed")
     return content_length
 
@@ -153,12 +158,14 @@ def check_request(
             raise HeadFault(0, "connect_with_scheme_or_path")
         if not authority:
             raise HeadFault(400, "authority_missing")
-        return RequestHead(NO_LENGTH, is_connect=True, is_head=False)
+        return CONNECT_HEAD
     _check_target(pseudo, method)
     _check_host(headers, first, authority)
     if end_stream and content_length > 0:
         raise HeadFault(400, "content_length_without_body")
-    return RequestHead(content_length, is_connect=False, is_head=method == b"HEAD")
+    if content_length != NO_LENGTH:
+        return RequestHead(content_length, is_connect=False, is_head=method == b"HEAD")
+    return HEAD_HEAD if method == b"HEAD" else ORDINARY_HEAD
 
 
 def _check_target(pseudo: dict[bytes, bytes], method: bytes) -> None:

@@ -29,7 +29,7 @@ from transport.http2.events import (
     WindowOpened,
 )
 from transport.http2.flood import Flood, flooded
-from transport.http2.headers import HeadFault, RequestHead, check_request, check_response
+from transport.http2.headers import HeadFault, RequestHead, ResponseHead, check_request, check_response
 from transport.http2.hpack.decoder import Decoder, HeaderBlock
 from transport.http2.hpack.table import HpackError
 from transport.http2.sending import SendingHalf
@@ -411,9 +411,9 @@ class LeanCodec(SendingHalf):
 
     def _judge_request(self, block: HeaderBlock, ends: bool) -> RequestHead:
         """check_request, remembered with a cached block."""
-        verdict = block.verdict
-        if type(verdict) is tuple and verdict[0] is ends:
-            return verdict[1]  # type: ignore[no-any-return]
+        verdict = block.request
+        if verdict is not None and verdict[0] is ends:
+            return verdict[1]
         if block.excess:
             raise HeadFault(431, block.excess)
         request = check_request(
@@ -421,7 +421,7 @@ class LeanCodec(SendingHalf):
             end_stream=ends,
             is_connect_protocol_enabled=self._settings.enable_connect_protocol,
         )
-        block.verdict = (ends, request)
+        block.request = (ends, request)
         return request
 
     def _refuse(self, stream_id: int) -> None:
@@ -450,7 +450,7 @@ class LeanCodec(SendingHalf):
             self._stream_error(stream, ErrorCode.PROTOCOL_ERROR, block.excess)
             return
         try:
-            head = check_response(block.headers, end_stream=ends, request=stream.request)
+            head = self._judge_response(block, ends, stream.request)
         except HeadFault as fault:
             self._stream_error(stream, ErrorCode.PROTOCOL_ERROR, fault.reason)
             return
@@ -463,6 +463,15 @@ class LeanCodec(SendingHalf):
         if ends:
             self._close_remote(stream)
         self._events.append(HeadersReceived(stream.id, block.headers.copy(), ends, is_trailers=False))
+
+    def _judge_response(self, block: HeaderBlock, ends: bool, request: RequestHead) -> ResponseHead:
+        """check_response, remembered with a cached block."""
+        verdict = block.response
+        if verdict is not None and verdict[0] is ends and verdict[1] is request:
+            return verdict[2]
+        head = check_response(block.headers, end_stream=ends, request=request)
+        block.response = (ends, request, head)
+        return head
 
     def _on_trailers(self, stream: Stream, block: HeaderBlock, ends: bool) -> None:
         reason = trailers_fault(stream, block.headers, block.excess, ends)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
 
 from transport.http2.events import Header
-from transport.http2.headers import NO_LENGTH, HeadFault, RequestHead, check_trailers
-
-_CONNECT: Final = RequestHead(NO_LENGTH, is_connect=True, is_head=False)
-_HEAD: Final = RequestHead(NO_LENGTH, is_connect=False, is_head=True)
-_ORDINARY: Final = RequestHead(NO_LENGTH, is_connect=False, is_head=False)
+from transport.http2.headers import (
+    CONNECT_HEAD,
+    HEAD_HEAD,
+    NO_LENGTH,
+    ORDINARY_HEAD,
+    HeadFault,
+    RequestHead,
+    check_trailers,
+)
 
 
 def describe_request(headers: Sequence[Header]) -> RequestHead:
@@ -24,8 +27,8 @@ def describe_request(headers: Sequence[Header]) -> RequestHead:
         elif name[:1] != b":":
             break
     if method == b"CONNECT" and not is_extended:
-        return _CONNECT
-    return _HEAD if method == b"HEAD" else _ORDINARY
+        return CONNECT_HEAD
+    return HEAD_HEAD if method == b"HEAD" else ORDINARY_HEAD
 
 
 class Stream:

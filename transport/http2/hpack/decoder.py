@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Final
 
 from transport.http2.events import Header
+from transport.http2.headers import RequestHead, ResponseHead
 from transport.http2.hpack import huffman
 from transport.http2.hpack.table import DEFAULT_TABLE_BYTES, STATIC, STATIC_COUNT, HpackError, entry_bytes
 
@@ -21,15 +22,16 @@ _MAX_INTEGER_OCTETS: Final = 4  # 28 bits beyond the prefix: more than any lengt
 class HeaderBlock:
     """One decoded block. `excess` names the limit that it passed ("" if none; `headers` is cut then).
 
-    `verdict` belongs to the caller: what it concluded from the headers, kept as long as the block is cached.
+    What the codec concluded from the headers, and for which question, is kept with a cached block.
     """
 
-    __slots__ = ("excess", "headers", "verdict")
+    __slots__ = ("excess", "headers", "request", "response")
 
     def __init__(self, headers: list[Header], excess: str) -> None:
         self.headers = headers
         self.excess = excess
-        self.verdict: object = None
+        self.request: tuple[bool, RequestHead] | None = None
+        self.response: tuple[bool, RequestHead, ResponseHead] | None = None
 
 
 def decode_integer(block: bytes, position: int, prefix: int) -> tuple[int, int]:
