@@ -56,9 +56,12 @@ def new_traceparent() -> bytes:
     return b"00-%032x-%016x-00" % (bits >> 64 or 1, bits & 0xFFFFFFFFFFFFFFFF or 1)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ConnectRequest:
-    """A request to open a tunnel. Texts are empty where the peer sent none that can be used."""
+    """A request to open a tunnel. Texts are empty where the peer sent none that can be used.
+
+    Not frozen: a frozen dataclass takes five times as long to make, and each tunnel makes one.
+    """
 
     authority: bytes
     forwarded_host: str

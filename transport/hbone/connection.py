@@ -150,7 +150,11 @@ class HboneConnection:
         for tunnel in touched:
             if tunnel.flow_bytes or tunnel.chunks:
                 self._deliver(tunnel)
-        self.reactor.mark_dirty(self.pump)
+        # Most often there is nothing to say, and then this pass need not flush: no credit is due, or the
+        # output of what was delivered is on its way already.
+        output = self.codec.take_output()
+        if output:
+            self.pump.write(output)
 
     def on_eof(self) -> None:
         """The peer closed TLS: nothing can follow on any tunnel."""

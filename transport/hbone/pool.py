@@ -21,7 +21,7 @@ import socket
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from OpenSSL import SSL
 
@@ -47,13 +47,28 @@ MAX_REPEATS = 2
 _MAX_SWEEP_INTERVAL_S = 5.0
 
 
-class PoolKey(NamedTuple):
-    """Connections are shared only between tunnels that agree in all of it."""
+class PoolKey:
+    """Connections are shared only between tunnels that agree in all of it. Immutable; hashed once."""
 
-    source: SpiffeId
-    expected: tuple[SpiffeId, ...]
-    address: tuple[str, int]
-    source_ip: str
+    __slots__ = ("_hash", "address", "expected", "source", "source_ip")
+
+    def __init__(
+        self, source: SpiffeId, expected: tuple[SpiffeId, ...], address: tuple[str, int], source_ip: str
+    ) -> None:
+        self.source = source
+        self.expected = expected
+        self.address = address
+        self.source_ip = source_ip
+        self._hash = hash((source, expected, address, source_ip))
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, PoolKey) and (
+            (self.source, self.expected, self.address, self.source_ip)
+            == (other.source, other.expected, other.address, other.source_ip)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +116,11 @@ class HbonePool:
         self._sweep_timer: Timer | None = None
         shortest = min(settings.idle_s, settings.answer_timeout_s)
         self._sweep_interval_s = min(max(shortest / 4, 0.05), _MAX_SWEEP_INTERVAL_S)
+
+    def open_now(self, key: PoolKey, request: PooledRequest) -> bool:
+        """Ask for a tunnel if a connection has room for it, without waiting or dialling."""
+        entry = self._entries.get(key)
+        return entry is not None and not entry.waiting and entry.open_now(request)
 
     def open(self, key: PoolKey, request: PooledRequest) -> None:
         """Ask for a tunnel; the answer goes to `request`, perhaps before this returns."""
@@ -181,7 +201,7 @@ class _Entry(ConnectionObserver):
         return not (self.connections or self.waiting or self._dial or self._handshake)
 
     def request(self, request: PooledRequest) -> None:
-        if not self.waiting and self._open_now(request):
+        if not self.waiting and self.open_now(request):
             return
         if len(self.waiting) >= self._pool.settings.max_waiters:
             error = PoolSaturated(
@@ -193,7 +213,7 @@ class _Entry(ConnectionObserver):
         self.waiting.append(request)
         self._dial_if_needed()
 
-    def _open_now(self, request: PooledRequest) -> bool:
+    def open_now(self, request: PooledRequest) -> bool:
         for connection in self.connections:
             if connection.has_room:
                 try:
@@ -208,7 +228,7 @@ class _Entry(ConnectionObserver):
     def _serve(self) -> None:
         while self.waiting:
             request = self.waiting[0]
-            if not self._open_now(request):
+            if not self.open_now(request):
                 break
             self.waiting.popleft()
         if self.waiting:

@@ -16,6 +16,7 @@ peer are an orderly end. Everything ends in exactly one call of `_on_over`.
 from __future__ import annotations
 
 import contextlib
+import errno
 import socket
 import struct
 from collections import deque
@@ -107,8 +108,11 @@ class Relay:
                     app.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RESET)
             app.close()
         tunnel = self.tunnel
-        if tunnel is not None and not tunnel.is_over:
-            tunnel.reset(ErrorCode.CANCEL)
+        if tunnel is not None:
+            if not tunnel.is_over:
+                tunnel.reset(ErrorCode.CANCEL)
+            if self._owed:
+                self._credit(tunnel, self._owed)  # of a tunnel that ended in order, nobody else gives it back
         self._pending = None
         self._on_over(error)
         self._registration = None
@@ -163,7 +167,7 @@ class Relay:
             else:
                 tunnel.end()
                 tunnel.reset(ErrorCode.NO_ERROR)
-        expected = isinstance(error, (ConnectionError, TimeoutError)) or error.errno == 107  # ENOTCONN
+        expected = isinstance(error, (ConnectionError, TimeoutError)) or error.errno == errno.ENOTCONN
         self._finish(None if expected else translate(error, "reading from the application"))
 
     def _on_writable(self) -> None:
@@ -202,6 +206,7 @@ class Relay:
         if count:
             self._owed -= count
             tunnel.consumed(count)
+            tunnel.connection.wake()
 
     def _end_app(self) -> None:
         """The peer's direction is over: half-close the application, or be done."""

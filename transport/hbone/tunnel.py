@@ -13,6 +13,7 @@ from transport.errors import MeshError
 from transport.hbone.connect import Headers
 from transport.hbone.frame_buffer import Layout
 from transport.http2.error_codes import ErrorCode
+from transport.tls.pump import HIGH_WATER_BYTES
 
 if TYPE_CHECKING:
     from transport.hbone.connection import HboneConnection
@@ -81,7 +82,7 @@ class TunnelStream:
         if self.is_over:
             return 0
         connection = self.connection
-        if not connection.pump.is_congested:
+        if connection.pump.backlog_bytes <= HIGH_WATER_BYTES:
             sendable = connection.codec.sendable(self.stream_id)
             if sendable > 0:
                 return sendable
@@ -123,10 +124,11 @@ class TunnelStream:
             self.connection.forget(self)
 
     def consumed(self, flow_bytes: int) -> None:
-        """`flow_bytes` of what was delivered have gone onward: the peer may send as much again."""
-        connection = self.connection
-        connection.codec.consumed(self.stream_id, flow_bytes)
-        connection.reactor.mark_dirty(connection.pump)
+        """`flow_bytes` of what was delivered have gone onward: the peer may send as much again.
+
+        Inside `on_tunnel_data` the connection sends the credit; elsewhere `connection.wake()` is due.
+        """
+        self.connection.codec.consumed(self.stream_id, flow_bytes)
 
     def reset(self, code: ErrorCode = ErrorCode.CANCEL) -> None:
         """End both directions at once; idempotent. The handler hears nothing more."""

@@ -78,10 +78,13 @@ def start_outbound(proxy: WorkloadProxy, sock: socket.socket, peer: tuple[str, i
         captured.refuse(SelfCall(f"{socket_text(*destination)} is one of the proxy's own ports"))
         return
     source = proxy.own_workload()
-    if source is None:
+    plan = proxy.fixed_plans.get(destination)
+    if plan is not None:
+        _follow(captured, plan)
+    elif source is None:
         proxy.wait_for_own_workload(lambda own: _begin(captured, own))
-        return
-    _begin(captured, source)
+    else:
+        _begin(captured, source)
 
 
 def _begin(captured: Captured, source: Workload | None) -> None:
@@ -117,18 +120,22 @@ def _go_resolved(captured: Captured, source: Workload, decision: Route, found: s
 
 
 def _go(captured: Captured, source: Workload, decision: Route) -> None:
-    proxy = captured.proxy
-    if proxy.is_closed:
-        captured.release()
-    elif decision.protocol is Protocol.HBONE:
-        OutboundTunnel(proxy, captured.sock, captured.peer, proxy.outbound_plan(decision, source)).open()
-    elif decision.protocol is Protocol.TCP:
-        OutboundTcp(proxy, captured.sock, captured.peer, proxy.outbound_plan(decision, source)).open()
+    if decision.protocol is not Protocol.DOUBLE_HBONE:
+        _follow(captured, captured.proxy.outbound_plan(captured.destination, decision, source))
     else:
         destination = socket_text(*captured.destination)
         captured.refuse(
             RouteUnsupported(f"{destination} is in another network: double HBONE is not supported")
         )
+
+
+def _follow(captured: Captured, plan: OutboundPlan) -> None:
+    if captured.proxy.is_closed:
+        captured.release()
+    elif plan.route.protocol is Protocol.HBONE:
+        OutboundTunnel(captured.proxy, captured.sock, captured.peer, plan).open()
+    else:
+        OutboundTcp(captured.proxy, captured.sock, captured.peer, plan).open()
 
 
 class OutboundTunnel(Relay):
@@ -153,13 +160,10 @@ class OutboundTunnel(Relay):
         proxy.outbound.add(self)
 
     def open(self) -> None:
-        proxy = self._proxy
-        identity = self._plan.key.source
+        key = self._plan.key
         self.headers = self._plan.template.headers(*self._peer, new_traceparent())
-        if proxy.shared.credentials.get(identity) is None:
-            proxy.shared.credentials.want(identity, self._on_credential)
-        else:
-            proxy.pool.open(self._plan.key, self)
+        if not self._proxy.pool.open_now(key, self):
+            self._proxy.shared.credentials.want(key.source, self._on_credential)
 
     def _on_credential(self, found: Credential | MeshError) -> None:
         if self._is_over:

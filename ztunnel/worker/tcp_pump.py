@@ -8,6 +8,7 @@ a pipe costs two descriptors and up to 1 MiB. Pipes are lent from a small stock,
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import socket
@@ -310,5 +311,5 @@ class TcpPump:
 
     def _broken(self, error: OSError) -> None:
         """Either socket was reset: no failure of the mesh, and nothing left to wait for."""
-        expected = isinstance(error, (ConnectionError, TimeoutError)) or error.errno == 107  # ENOTCONN
+        expected = isinstance(error, (ConnectionError, TimeoutError)) or error.errno == errno.ENOTCONN
         self.close(None if expected else translate(error, "copying"), is_reset=self._is_reset_kept)

@@ -141,6 +141,7 @@ class WorkloadProxy:
         self._own: Workload | None = None
         self._generation = -1
         self._outbound_plans: dict[tuple[object, ...], OutboundPlan] = {}
+        self.fixed_plans: dict[tuple[str, int], OutboundPlan] = {}  # valid after own_workload()
         self._inbound_plans: dict[tuple[object, ...], InboundPlan] = {}
         self._accept_headers: Headers = []
         self._waiting: list[_StateWaiter] = []
@@ -233,6 +234,7 @@ class WorkloadProxy:
     def _refresh(self, generation: int) -> None:
         self._generation = generation
         self._outbound_plans.clear()
+        self.fixed_plans.clear()
         self._inbound_plans.clear()
         info = self.info
         own = self.shared.state.local_workload(
@@ -268,7 +270,8 @@ class WorkloadProxy:
         for _, callback in due:
             callback(own)
 
-    def outbound_plan(self, decision: Route, source: Workload) -> OutboundPlan:
+    def outbound_plan(self, destination: tuple[str, int], decision: Route, source: Workload) -> OutboundPlan:
+        """The plan for a decision about `destination`; kept for it where no choice was involved."""
         key = (
             decision.address,
             decision.authority,
@@ -282,6 +285,11 @@ class WorkloadProxy:
                 self._outbound_plans.clear()
             plan = plan_outbound(decision, source, self.shared.traffic)
             self._outbound_plans[key] = plan
+        if decision.service is None and decision.address[0] == destination[0]:
+            # Straight to the address itself: nothing was picked, so the next connection goes the same way.
+            if len(self.fixed_plans) >= MAX_PLANS:
+                self.fixed_plans.clear()
+            self.fixed_plans[destination] = plan
         return plan
 
     def inbound_plan(
