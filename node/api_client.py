@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import socket
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -16,7 +17,7 @@ from typing import Any, Self
 from node.errors import AgentUnreachableError, NodeError
 
 MAX_LINE_BYTES = 4 * 1024 * 1024  # an answer lists up to 1000 workloads
-CONNECT_TIMEOUT_S = 5.0
+CONNECT_TIMEOUT_S = 5
 ANSWER_MARGIN_S = 10.0
 
 
@@ -56,7 +57,9 @@ class AgentClient:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._socket.settimeout(CONNECT_TIMEOUT_S)
+        # A full queue is waited for only by a blocking connect; its bound is the send timeout.
+        timeout = struct.pack("@ll", CONNECT_TIMEOUT_S, 0)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeout)
         try:
             self._socket.connect(str(path))
         except OSError as error:

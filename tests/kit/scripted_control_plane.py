@@ -30,19 +30,31 @@ class ScriptedControlPlane:
     changed: trio.Event = field(default_factory=trio.Event)
     is_answering: bool = True
     _streams: list[ServerStream] = field(default_factory=list)
+    _scopes: list[trio.CancelScope] = field(default_factory=list)
 
     async def attend(self, stream: ServerStream, context: CallContext) -> None:
         self.tokens.append(str(context.metadata.get("authorization")))
         self._streams.append(stream)
         try:
-            while (message := await stream.receive()) is not None:
-                self.reports.append(node_pb2.NodeReport.FromString(message))
-                changed, self.changed = self.changed, trio.Event()
-                changed.set()
-                if self.is_answering:
-                    await stream.send(self.orders.SerializeToString())
+            with trio.CancelScope() as scope:
+                self._scopes.append(scope)
+                await self._talk(stream)
         finally:
             self._streams.remove(stream)
+
+    async def _talk(self, stream: ServerStream) -> None:
+        while (message := await stream.receive()) is not None:
+            self.reports.append(node_pb2.NodeReport.FromString(message))
+            changed, self.changed = self.changed, trio.Event()
+            changed.set()
+            if self.is_answering:
+                await stream.send(self.orders.SerializeToString())
+
+    def hang_up(self) -> None:
+        """Ends all calls, as a control plane that restarts does."""
+        for scope in self._scopes:
+            scope.cancel()
+        self._scopes.clear()
 
     async def set_orders(self, **capture: bool) -> None:
         """`web=True`: capture default/web."""
@@ -58,6 +70,15 @@ class ScriptedControlPlane:
         """What the last report says is captured."""
         last = self.reports[-1] if self.reports else node_pb2.NodeReport()
         return {workload.uid for workload in last.workloads if workload.is_captured}
+
+    async def until_reported(self, *addresses: str) -> node_pb2.AttachedWorkload:
+        """The only workload of a report, once its addresses are these."""
+        with trio.fail_after(20):
+            while True:
+                for workload in self.reports[-1].workloads if self.reports else ():
+                    if list(workload.addresses) == list(addresses):
+                        return workload
+                await self.changed.wait()
 
     async def until_captured(self, *uids: str) -> None:
         with trio.fail_after(20):

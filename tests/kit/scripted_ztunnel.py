@@ -62,6 +62,10 @@ class ScriptedZtunnel:
 
     async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Says hello and takes whatever comes, until the connection ends. Started after the snapshot."""
+        with suppress(trio.ClosedResourceError, ConnectionError):
+            await self._serve(task_status)
+
+    async def _serve(self, task_status: trio.TaskStatus[None]) -> None:
         await self.answer(HELLO)
         while packet := await self._receive():
             request = zds.WorkloadRequest.FromString(packet)
