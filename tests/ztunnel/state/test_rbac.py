@@ -169,14 +169,41 @@ def test_dry_run_policies_are_noted_and_never_enforced() -> None:
         ("a clause without matches is true", (group(clause()),), True),
         ("an empty match is skipped: the clause is false", (group(clause(pb.Match())),), False),
         ("a clause of only empty matches is false", (group(clause(pb.Match(), pb.Match())),), False),
-        ("an empty match beside a good one", (group(clause(pb.Match(), pb.Match(destination_ports=[8080]))),), True),
+        (
+            "an empty match beside a good one",
+            (group(clause(pb.Match(), pb.Match(destination_ports=[8080]))),),
+            True,
+        ),
         ("a true clause and a false one", (group(clause(), clause(pb.Match(destination_ports=[1]))),), False),
-        ("clauses are ANDed", (group(clause(pb.Match(destination_ports=[8080])), clause(pb.Match(destination_ports=[1]))),), False),
-        ("matches are ORed", (group(clause(pb.Match(destination_ports=[1]), pb.Match(destination_ports=[8080]))),), True),
-        ("rules are ORed", (only(pb.Match(destination_ports=[1])), only(pb.Match(destination_ports=[8080]))), True),
-        ("fields of a match are ANDed", (only(pb.Match(destination_ports=[8080], source_ips=[pb.Address(address=packed("10.9.9.9"), length=32)])),), False),
+        (
+            "clauses are ANDed",
+            (group(clause(pb.Match(destination_ports=[8080])), clause(pb.Match(destination_ports=[1]))),),
+            False,
+        ),
+        (
+            "matches are ORed",
+            (group(clause(pb.Match(destination_ports=[1]), pb.Match(destination_ports=[8080]))),),
+            True,
+        ),
+        (
+            "rules are ORed",
+            (only(pb.Match(destination_ports=[1])), only(pb.Match(destination_ports=[8080]))),
+            True,
+        ),
+        (
+            "fields of a match are ANDed",
+            (
+                only(
+                    pb.Match(
+                        destination_ports=[8080],
+                        source_ips=[pb.Address(address=packed("10.9.9.9"), length=32)],
+                    )
+                ),
+            ),
+            False,
+        ),
     ],
-)  # fmt: skip
+)
 def test_structure(what: str, groups: tuple[pb.Group, ...], is_match: bool) -> None:
     assert verdict(policy("a", *groups)).is_allowed is is_match
     assert verdict(policy("d", *groups, action=pb.DENY)).is_allowed is not is_match
@@ -373,11 +400,14 @@ IDENTITIES = [
 ]
 
 strings = st.one_of(
-    st.builds(lambda t: pb.StringMatch(exact=t), st.sampled_from(["red", "blue", "cluster.local/ns/red/sa/blue", ""])),
+    st.builds(
+        lambda t: pb.StringMatch(exact=t),
+        st.sampled_from(["red", "blue", "cluster.local/ns/red/sa/blue", ""]),
+    ),
     st.builds(lambda t: pb.StringMatch(prefix=t), st.sampled_from(["r", "cluster.local/", ""])),
     st.builds(lambda t: pb.StringMatch(suffix=t), st.sampled_from(["d", "/sa/red", ""])),
     st.just(PRESENCE),
-)  # fmt: skip
+)
 addresses = st.builds(
     lambda ip, length: pb.Address(address=packed(ip), length=length), st.sampled_from(IPS), st.integers(0, 32)
 )
