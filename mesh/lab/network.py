@@ -262,11 +262,11 @@ class Lab:
 
     def set_link(self, node: Node, *, is_up: bool) -> None:
         """Cuts the node off from the other nodes, or joins it again; management stays."""
-        self._batch(self._fabric, [f"link set n{node.number} {'up' if is_up else 'down'}"])
+        self._batch(self._fabric, [_cable(node, "nodes", is_up=is_up)])
 
     def set_management_link(self, node: Node, *, is_up: bool) -> None:
         """Cuts the node off from the control plane, or joins it again."""
-        self._batch(self.management, [f"link set n{node.number} {'up' if is_up else 'down'}"])
+        self._batch(self.management, [_cable(node, "mgmt", is_up=is_up)])
 
     # --- use ---
 
@@ -455,3 +455,8 @@ class Lab:
                 f"route add fd77:{other.number}::/64 via {other.ipv6}",
             )
         ]
+
+
+def _cable(node: Node, bridge: str, *, is_up: bool) -> str:
+    """Out of the bridge rather than down: the node's end keeps its carrier, as with a switch that fails."""
+    return f"link set n{node.number} " + (f"master {bridge}" if is_up else "nomaster")
