@@ -37,8 +37,8 @@ class StateDamaged(ConfigError):
     blame = Blame.ENVIRONMENT
 
 
-class ListenFailed(ConfigError):
-    """An address the control plane should listen on cannot be bound."""
+class StateInUse(ConfigError):
+    """Another control plane runs with the same state directory."""
 
     code = "MYC-3004"
     blame = Blame.ENVIRONMENT
@@ -65,8 +65,8 @@ class XdsProtocolError(ConfigError):
     blame = Blame.REMOTE
 
 
-class NodeMismatch(ConfigError):
-    """A caller speaks for another node than its token names."""
+class ReportRejected(ConfigError):
+    """A node agent's report makes no sense."""
 
     code = "MYC-3011"
     blame = Blame.REMOTE

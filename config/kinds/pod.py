@@ -33,9 +33,10 @@ class PodSpec(Model):
     unread = fields(
         "activeDeadlineSeconds affinity automountServiceAccountToken dnsConfig dnsPolicy enableServiceLinks "
         "ephemeralContainers hostAliases hostIPC hostPID hostUsers hostname hostnameOverride "
-        "imagePullSecrets nodeSelector os overhead preemptionPolicy priority priorityClassName readinessGates "
-        "resourceClaims resources restartPolicy runtimeClassName schedulerName schedulingGates schedulingGroup "
-        "securityContext setHostnameAsFQDN shareProcessNamespace subdomain terminationGracePeriodSeconds "
+        "imagePullSecrets nodeSelector os overhead preemptionPolicy priority priorityClassName "
+        "readinessGates resourceClaims resources restartPolicy runtimeClassName schedulerName "
+        "schedulingGates schedulingGroup securityContext setHostnameAsFQDN shareProcessNamespace "
+        "subdomain terminationGracePeriodSeconds "
         "tolerations topologySpreadConstraints volumes workloadRef"
     )
     service_account_name: DnsName = Field(default="", alias="serviceAccountName")

@@ -17,7 +17,7 @@ from config.compile.peer_authentication import (
     port_policy,
     static_strict,
 )
-from config.compile.resource import ADDRESS, Delta, Resource, TypeUrl
+from config.compile.resource import ADDRESS, AUTHORIZATION, Delta, Resource, TypeUrl
 from config.compile.service import ServiceSurroundings, compile_service, service_name
 from config.compile.workload import Surroundings, compile_workload
 from config.errors import AddressesExhausted
@@ -53,7 +53,7 @@ class Registry:
         self._settings = settings
         self.index = ObjectIndex(settings)
         self.virtual_addresses = virtual_addresses or VirtualAddresses()
-        self.resources: dict[_ResourceKey, Resource] = {}
+        self.resources: dict[TypeUrl, dict[str, Resource]] = {ADDRESS: {}, AUTHORIZATION: {}}
         self.compiled = 0
         self._outputs: dict[_Unit, tuple[_ResourceKey, ...]] = {}
         self._notes: dict[_Unit, tuple[Note, ...]] = {}
@@ -124,21 +124,22 @@ class Registry:
         """By resource name or alias, the way on-demand clients ask: addresses only. A service brings its
         endpoints along.
         """
-        names = [key] if (ADDRESS, key) in self.resources else sorted(self._aliases.get(key, ()))
+        addresses = self.resources[ADDRESS]
+        names = [key] if key in addresses else sorted(self._aliases.get(key, ()))
         found: dict[str, Resource] = {}
         for name in names:
-            found[name] = self.resources[(ADDRESS, name)]
+            found[name] = addresses[name]
             owner = self.index.owner_of(name)
             if owner is None:
                 continue
             for uid in sorted(self.index.members(owner, self.index.objects[owner])):
-                member = self.resources.get((ADDRESS, uid))
+                member = addresses.get(uid)
                 if member is not None and name in member.services:
                     found[uid] = member
         return list(found.values())
 
     def on_node(self, node: str) -> list[Resource]:
-        found = (self.resources.get((ADDRESS, uid)) for uid in sorted(self.index.sources_on(node)))
+        found = (self.resources[ADDRESS].get(uid) for uid in sorted(self.index.sources_on(node)))
         return [resource for resource in found if resource is not None]
 
     # ---- compilation ----
@@ -178,13 +179,14 @@ class Registry:
         upserts: list[Resource] = []
         removed: list[_ResourceKey] = []
         for key, new in sorted(touched.items(), key=lambda item: item[0]):
-            old = self.resources.get(key)
+            held = self.resources[key[0]]
+            old = held.get(key[1])
             if new is None:
                 if old is not None:
-                    del self.resources[key]
+                    del held[key[1]]
                     removed.append(key)
             elif old != new:
-                self.resources[key] = new
+                held[key[1]] = new
                 upserts.append(new)
             elif key[1] in forced:
                 upserts.append(new)

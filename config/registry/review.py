@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from config import keys
+from config.compile.resource import ADDRESS
 from config.notes import Note, Reason
 from config.objects import (
     AuthorizationPolicy,
@@ -34,7 +35,7 @@ def review(registry: Registry) -> list[Note]:
 def _shared_addresses(registry: Registry) -> Iterator[Note]:
     """Two workloads, or two services, on one address: a node proxy takes one of them for the other."""
     holders: dict[tuple[str, bool], list[Ref]] = {}
-    for resource in registry.resources.values():
+    for resource in registry.resources[ADDRESS].values():
         source = registry.index.sources.get(resource.name)
         owner = source.owner if source is not None else registry.index.owner_of(resource.name)
         for alias in resource.aliases if owner is not None else ():
@@ -70,7 +71,7 @@ def _namespaces(registry: Registry) -> Iterator[Note]:
 
 def _idle(registry: Registry) -> Iterator[Note]:
     index = registry.index
-    serving = {name for resource in registry.resources.values() for name in resource.services}
+    serving = {name for resource in registry.resources[ADDRESS].values() for name in resource.services}
     for ref, value in index.objects.items():
         match value:
             case WorkloadEntry(meta=meta) if (

@@ -21,7 +21,7 @@ from config.objects import MeshObject, Ref
 
 @dataclass(frozen=True, slots=True)
 class Sourced:
-    """An object and where it was read. `is_kept`: what stands there now is bad, this is the last good version."""
+    """An object and where it was read. `is_kept`: what is there now is bad, this is the last good version."""
 
     value: MeshObject
     file: str

@@ -1,0 +1,203 @@
+"""The control-plane process: wires the control plane to its ports, files and signals. No logic."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import gc
+import ipaddress
+import signal
+import socket
+import ssl
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import trio
+
+from ca.authority import SERVER_LIFETIME
+from config.access import wall_clock
+from config.control_plane import ControlPlane, StateDirectory
+from config.errors import StateUnwritable
+from config.metrics import make_metrics
+from config.settings import MeshSettings
+from config.state_files import lock_directory, make_directory, write_atomically, write_json
+from config.status import health_routes, status_routes
+from telemetry.admin_http import AdminServer, open_listeners
+from telemetry.logging import get_logger
+from transport.errors import MeshError
+from transport.grpc.tls import server_context
+
+DRAIN_S: Final = 5.0
+HOUSEKEEPING_S: Final = 60.0
+BACKLOG: Final = 512
+LISTENING_FILE: Final = "listening.json"
+
+log = get_logger("control_plane")
+
+
+@dataclass(frozen=True, slots=True)
+class ListenAddress:
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessSettings:
+    manifests: Path
+    state: Path
+    listen: tuple[ListenAddress, ...]
+    status_listen: ListenAddress
+    server_names: tuple[str, ...]
+    mesh: MeshSettings
+
+
+class ServerCertificate:
+    """The TLS context of the gRPC port, made anew at half of its certificate's life."""
+
+    def __init__(self, plane: ControlPlane, names: tuple[str, ...]) -> None:
+        self._plane = plane
+        self._names = names
+        self._renew_at = dt.datetime.min.replace(tzinfo=dt.UTC)
+        self._context: ssl.SSLContext | None = None
+
+    def current(self) -> ssl.SSLContext:
+        """Asked for each connection."""
+        now = wall_clock()
+        if self._context is None or now >= self._renew_at:
+            try:
+                self._context = self._make(now)
+                self._renew_at = now + SERVER_LIFETIME / 2
+            except MeshError as error:
+                if self._context is None:
+                    raise
+                log.error("server_certificate_not_renewed", error=error.text)  # noqa: TRY400 - no traceback
+        return self._context
+
+    def _make(self, now: dt.datetime) -> ssl.SSLContext:
+        addresses = [name for name in self._names if _is_ip(name)]
+        names = [name for name in self._names if not _is_ip(name)]
+        return server_context(self._plane.authority.server_credential(names, addresses, now=now))
+
+
+async def run(settings: ProcessSettings) -> None:
+    """Until SIGTERM or SIGINT. Raises MeshError when it cannot start."""
+    make_directory(settings.state)
+    lock = lock_directory(settings.state)
+    state = StateDirectory(settings.state)
+    plane = ControlPlane(settings.manifests, state, settings.mesh)
+    publish_roots(plane, None)
+    grpc_listeners: list[trio.SocketListener] = []
+    for address in settings.listen:
+        grpc_listeners += open_listeners(
+            address.host, address.port, what="the control plane's port", backlog=BACKLOG
+        )
+    where = settings.status_listen
+    status_listeners = open_listeners(where.host, where.port, what="the control plane's status port")
+    certificate = ServerCertificate(plane, server_names(settings))
+    certificate.current()
+    with contextlib.closing(_Descriptor(lock)):
+        async with trio.open_nursery() as nursery:
+            is_local = _is_loopback(where.host)
+            metrics = make_metrics(plane)
+            routes = health_routes(plane, metrics) | (status_routes(plane) if is_local else {})
+            status = AdminServer(routes, scope="status", is_local_only=is_local)
+            await nursery.start(status.serve, status_listeners)
+            await plane.load()
+            await nursery.start(plane.run)
+            server = plane.make_server()
+            nursery.start_soon(_keep_roots, plane)
+            gc.freeze()
+            write_json(settings.state / LISTENING_FILE, _listening(grpc_listeners, status_listeners))
+            nursery.start_soon(_drain_on_signal, server.begin_drain, nursery.cancel_scope)
+            plane.is_ready = True
+            log.info(
+                "control_plane_ready",
+                listen=", ".join(str(each) for each in _addresses(grpc_listeners)),
+                status=", ".join(str(each) for each in _addresses(status_listeners)),
+                objects=len(plane.sourced),
+            )
+            await server.serve(grpc_listeners, certificate.current)
+            nursery.cancel_scope.cancel()
+    log.info("control_plane_stopped")
+
+
+async def _drain_on_signal(begin_drain: object, scope: trio.CancelScope) -> None:
+    assert callable(begin_drain)
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async for number in signals:
+            log.info("control_plane_stopping", signal=signal.Signals(number).name)
+            begin_drain()
+            with trio.move_on_after(DRAIN_S):
+                await trio.sleep_forever()
+            scope.cancel()
+
+
+async def _keep_roots(plane: ControlPlane) -> None:
+    """Follows the trust bundle: nodes trust what stands in this file."""
+    written: str | None = plane.authority.roots_pem
+    while True:
+        await trio.sleep(HOUSEKEEPING_S)
+        try:
+            written = publish_roots(plane, written)
+        except StateUnwritable as error:
+            log.error("root_certificate_not_written", error=error.text)  # noqa: TRY400 - no traceback
+
+
+def publish_roots(plane: ControlPlane, written: str | None) -> str:
+    """Writes the trust bundle where nodes' operators find it, if it is another than `written`."""
+    roots = plane.authority.roots_pem
+    if roots != written:
+        write_atomically(plane.state.root_certificate, roots.encode(), mode=0o644)
+    return roots
+
+
+def server_names(settings: ProcessSettings) -> tuple[str, ...]:
+    """What clients may dial: given names, the addresses listened on, and this host's name."""
+    names = [*settings.server_names, "localhost", "127.0.0.1", "::1"]
+    names += [address.host for address in settings.listen if address.host and _is_ip(address.host)]
+    with contextlib.suppress(OSError):
+        names.append(socket.gethostname().lower())
+    return tuple(
+        name
+        for name in dict.fromkeys(names)
+        if not _is_ip(name) or not ipaddress.ip_address(name).is_unspecified
+    )
+
+
+def _addresses(listeners: list[trio.SocketListener]) -> list[ListenAddress]:
+    return [ListenAddress(*listener.socket.getsockname()[:2]) for listener in listeners]
+
+
+def _listening(grpc: list[trio.SocketListener], status: list[trio.SocketListener]) -> object:
+    return {
+        "grpc": [[each.host, each.port] for each in _addresses(grpc)],
+        "status": [[each.host, each.port] for each in _addresses(status)],
+    }
+
+
+def _is_ip(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_loopback(host: str) -> bool:
+    return host == "localhost" or (_is_ip(host) and ipaddress.ip_address(host).is_loopback)
+
+
+class _Descriptor:
+    """Something with `close` around a bare descriptor."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._socket = descriptor
+
+    def close(self) -> None:
+        import os  # noqa: PLC0415
+
+        os.close(self._socket)

@@ -1,0 +1,215 @@
+"""The control plane's state as JSON, for the operator and for `mycelia`. Read only."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+
+from google.protobuf import json_format
+
+from config.compile.resource import ADDRESS, AUTHORIZATION, Resource
+from config.control_plane import ControlPlane
+from config.findings import Problem, Severity
+from config.notes import Note
+from config.objects import Ref
+from config.xds.server import Client
+from config.xds.server_state import Watch
+from proto.istio import authorization_pb2, workload_pb2
+from telemetry.admin_http import Handler, Request, Response
+from telemetry.metrics import MetricSet, negotiate
+
+Json = dict[str, object] | list[object]
+
+
+def objects_json(plane: ControlPlane) -> Json:
+    """Every object that is in force or should be, with what is to be said about it."""
+    problems: dict[Ref, list[Problem]] = {}
+    for problem in plane.problems():
+        if problem.ref is not None:
+            problems.setdefault(problem.ref, []).append(problem)
+    notes: dict[Ref, list[Note]] = {}
+    for note in plane.notes():
+        notes.setdefault(note.ref, []).append(note)
+    refs = {*plane.sourced, *problems, *notes}
+    return [_object(plane, ref, problems.get(ref, []), notes.get(ref, [])) for ref in sorted(refs)]
+
+
+def _object(plane: ControlPlane, ref: Ref, problems: Sequence[Problem], notes: Sequence[Note]) -> Json:
+    sourced = plane.sourced.get(ref)
+    shown: dict[str, object] = {"kind": ref.kind, "namespace": ref.namespace, "name": ref.name}
+    shown["state"] = _state(sourced is not None, sourced is not None and sourced.is_kept, problems, notes)
+    if sourced is not None:
+        shown |= {"file": sourced.file, "document": sourced.document, "line": sourced.line}
+    shown["problems"] = [problem_json(each) for each in problems]
+    shown["conditions"] = [{"reason": each.reason.value, "message": each.text} for each in notes]
+    return shown
+
+
+def _state(is_there: bool, is_kept: bool, problems: Sequence[Problem], notes: Sequence[Note]) -> str:
+    severities = {each.severity for each in problems}
+    if is_kept:
+        return "last good version in force"
+    if not is_there:
+        if severities == {Severity.IGNORED}:
+            return "ignored"
+        return "rejected" if problems else "missing"
+    return "accepted with warnings" if problems or notes else "accepted"
+
+
+def problem_json(problem: Problem) -> Json:
+    return {
+        "severity": problem.severity.value,
+        "file": problem.file,
+        "document": problem.document,
+        "line": problem.line,
+        "object": str(problem.ref) if problem.ref is not None else "",
+        "path": problem.path,
+        "text": problem.text,
+    }
+
+
+def problems_json(plane: ControlPlane) -> Json:
+    return [problem_json(each) for each in plane.problems()]
+
+
+def clients_json(plane: ControlPlane) -> Json:
+    return {
+        "version": plane.xds.system_version,
+        "clients": [_client(client) for client in plane.xds.clients],
+    }
+
+
+def _client(client: Client) -> Json:
+    return {
+        "node": client.node,
+        "id": client.identifier,
+        "address": client.peer,
+        "since": client.since.isoformat(),
+        "types": {type_url: _watch(watch) for type_url, watch in client.state.watches.items()},
+    }
+
+
+def _watch(watch: Watch) -> Json:
+    return {
+        "subscription": "all" if watch.is_wildcard else f"{len(watch.keys)} single",
+        "acked_version": watch.acked_version,
+        "responses": watch.sent,
+        "acks": watch.acked,
+        "nacks": watch.nacked,
+        "last_nack": watch.last_nack,
+        "is_waiting_for_answer": bool(watch.in_flight),
+        "pending": len(watch.upserts) + len(watch.removed),
+    }
+
+
+def nodes_json(plane: ControlPlane) -> Json:
+    attending = {each.node: each for each in plane.nodes.attending.values()}
+    book = plane.nodes.book
+    nodes: list[object] = []
+    for node in sorted({*book.nodes(), *attending}):
+        attendance = attending.get(node)
+        workloads = [
+            {
+                "uid": attached.uid,
+                "namespace": attached.namespace,
+                "name": attached.name,
+                "service_account": attached.service_account,
+                "addresses": list(attached.addresses),
+                "is_captured": attached.is_captured,
+                "is_to_be_captured": decision.capture,
+                "reason": decision.reason,
+                "problems": [*decision.problems, *([attached.problem] if attached.problem else [])],
+            }
+            for attached, decision in book.decisions(node, plane.registry)
+        ]
+        nodes.append(
+            {
+                "node": node,
+                "is_connected": attendance is not None,
+                "address": attendance.peer if attendance is not None else "",
+                "workloads": workloads,
+            }
+        )
+    return {"nodes": nodes, "save_problem": plane.nodes.save_problem}
+
+
+def resources_json(plane: ControlPlane, type_url: str, name: str = "") -> Json:
+    """Compiled resources of one type, decoded; of one name or alias if one is given."""
+    held: Mapping[str, Resource] = next(
+        (each for url, each in plane.registry.resources.items() if url == type_url), {}
+    )
+    chosen = [each for each in held.values() if not name or name in (each.name, *each.aliases)]
+    return [
+        {"name": each.name, "version": each.version, "resource": _decoded(each)}
+        for each in sorted(chosen, key=lambda each: each.name)
+    ]
+
+
+def _decoded(resource: Resource) -> object:
+    message = workload_pb2.Address() if resource.type_url == ADDRESS else authorization_pb2.Authorization()
+    message.ParseFromString(resource.payload)
+    return json_format.MessageToDict(message, preserving_proto_field_name=True)
+
+
+def summary_json(plane: ControlPlane) -> Json:
+    problems = plane.problems()
+    return {
+        "is_ready": plane.is_ready,
+        "trust_domain": plane.settings.trust_domain,
+        "cluster_id": plane.settings.cluster_id,
+        "objects": len(plane.sourced),
+        "errors": sum(each.severity is Severity.ERROR for each in problems),
+        "warnings": sum(each.severity is Severity.WARNING for each in problems),
+        "xds_clients": sum(1 for _ in plane.xds.clients),
+        "nodes_connected": len(plane.nodes.attending),
+        "resources": {url: len(held) for url, held in plane.registry.resources.items()},
+    }
+
+
+# ---- pages ----
+
+
+def health_routes(plane: ControlPlane, metrics_set: MetricSet) -> dict[tuple[str, str], Handler]:
+    """Fit for anybody's eyes."""
+
+    async def ready(_request: Request) -> Response:
+        return Response.text("ready") if plane.is_ready else Response.text("loading manifests", 503)
+
+    async def metrics(request: Request) -> Response:
+        page = negotiate(
+            metrics_set.render(),
+            request.headers.get("accept", ""),
+            request.headers.get("accept-encoding", ""),
+        )
+        headers = (("content-encoding", page.encoding),) if page.encoding else ()
+        return Response(200, page.body, page.content_type, headers)
+
+    return {
+        ("GET", "/healthz/ready"): ready,
+        ("GET", "/metrics"): metrics,
+        ("GET", "/stats/prometheus"): metrics,
+    }
+
+
+def status_routes(plane: ControlPlane) -> dict[tuple[str, str], Handler]:
+    """The mesh's inside: for local clients only (CVE-2026-31838 is what happens otherwise)."""
+
+    def page(make: Callable[[Request], Json]) -> Handler:
+        async def handler(request: Request) -> Response:
+            return Response.json(json.dumps(make(request), indent=2) + "\n")
+
+        return handler
+
+    return {
+        ("GET", "/status"): page(lambda _: summary_json(plane)),
+        ("GET", "/objects"): page(lambda _: objects_json(plane)),
+        ("GET", "/problems"): page(lambda _: problems_json(plane)),
+        ("GET", "/clients"): page(lambda _: clients_json(plane)),
+        ("GET", "/nodes"): page(lambda _: nodes_json(plane)),
+        ("GET", "/addresses"): page(
+            lambda request: resources_json(plane, ADDRESS, request.query.get("name", ""))
+        ),
+        ("GET", "/policies"): page(
+            lambda request: resources_json(plane, AUTHORIZATION, request.query.get("name", ""))
+        ),
+    }

@@ -1,0 +1,239 @@
+"""What a delta xDS server remembers of one client and tells it next (ztunnel-facts 5.4, 5.5). Pure.
+
+Invariants
+* At most one response per type is without an answer; what changes meanwhile is a set of names, so a slow
+  client costs memory for names, never for messages, and gets the newest version when it is ready.
+* A policy is sent before addresses that may list it, and withdrawn after them: a node proxy denies what
+  lists a policy it does not know.
+* The first request of a type is always answered, if need be with nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final, Protocol
+
+from config.compile.resource import ADDRESS, AUTHORIZATION, Delta, Resource, TypeUrl
+from config.errors import TooManySubscriptions
+from config.xds.messages import EVERYTHING
+from proto.envoy import discovery_pb2 as pb
+
+MAX_KEYS: Final = 20_000
+MAX_TYPES: Final = 8
+MAX_NACK_CHARS: Final = 2_000
+
+
+class ResourceView(Protocol):
+    """The registry, as far as a server asks it."""
+
+    @property
+    def resources(self) -> Mapping[TypeUrl, Mapping[str, Resource]]: ...
+    def find(self, key: str) -> list[Resource]: ...
+    def on_node(self, node: str) -> list[Resource]: ...
+
+
+@dataclass(slots=True)
+class Watch:
+    """One type of one client."""
+
+    is_wildcard: bool
+    upserts: set[str] = field(default_factory=set)  # names to send
+    removed: set[str] = field(default_factory=set)
+    must_answer: bool = True
+    in_flight: str = ""  # nonce without an answer
+    in_flight_version: str = ""
+    acked_version: str = ""
+    sent: int = 0
+    acked: int = 0
+    nacked: int = 0
+    last_nack: str = ""
+    # On demand only.
+    keys: set[str] = field(default_factory=set)
+    asked: dict[str, None] = field(default_factory=dict)  # keys without an answer
+    held: set[str] = field(default_factory=set)  # names the client has
+    followed: set[str] = field(default_factory=set)  # services whose endpoints it needs
+
+    @property
+    def has_news(self) -> bool:
+        return bool(self.upserts or self.removed or self.asked or self.must_answer)
+
+
+class ServerState:
+    def __init__(self, view: ResourceView, node: str) -> None:
+        self._view = view
+        self._node = node
+        self._nonce = 0
+        self.watches: dict[str, Watch] = {}
+
+    # ---- requests ----
+
+    def request(self, request: pb.DeltaDiscoveryRequest) -> None:
+        """Raises TooManySubscriptions."""
+        watch = self.watches.get(request.type_url)
+        if watch is None:
+            self._open(request)
+            return
+        if request.response_nonce and request.response_nonce == watch.in_flight:
+            self._answered(watch, request)
+        self._subscribe(watch, request)
+
+    def _open(self, request: pb.DeltaDiscoveryRequest) -> None:
+        if len(self.watches) >= MAX_TYPES:
+            raise TooManySubscriptions(f"more than {MAX_TYPES} resource types on one stream")
+        asked = set(request.resource_names_subscribe)
+        is_wildcard = (not asked or EVERYTHING in asked) and (
+            EVERYTHING not in request.resource_names_unsubscribe
+        )
+        watch = Watch(is_wildcard)
+        self.watches[request.type_url] = watch
+        present = self._view.resources.get(TypeUrl(request.type_url), {})
+        retained = request.initial_resource_versions
+        if is_wildcard:
+            watch.upserts = {
+                name for name, resource in present.items() if retained.get(name) != resource.version
+            }
+            watch.removed = {name for name in retained if name not in present}
+            return
+        self._subscribe(watch, request)
+        for name in retained:
+            self._ask(watch, name)
+            if retained[name]:
+                watch.held.add(name)
+        watch.upserts |= {resource.name for resource in self._view.on_node(self._node)}
+
+    def _subscribe(self, watch: Watch, request: pb.DeltaDiscoveryRequest) -> None:
+        for key in request.resource_names_unsubscribe:
+            watch.keys.discard(key)
+            watch.asked.pop(key, None)
+        if watch.is_wildcard:
+            return
+        for key in request.resource_names_subscribe:
+            if key != EVERYTHING:
+                self._ask(watch, key)
+
+    def _ask(self, watch: Watch, key: str) -> None:
+        if len(watch.keys) >= MAX_KEYS and key not in watch.keys:
+            raise TooManySubscriptions(
+                f"more than {MAX_KEYS} single addresses on one stream",
+                next_step="let the client take all addresses",
+            )
+        watch.keys.add(key)
+        watch.asked[key] = None
+
+    def _answered(self, watch: Watch, request: pb.DeltaDiscoveryRequest) -> None:
+        watch.in_flight = ""
+        if request.HasField("error_detail"):
+            watch.nacked += 1
+            watch.last_nack = request.error_detail.message[:MAX_NACK_CHARS]
+        else:
+            watch.acked += 1
+            watch.acked_version = watch.in_flight_version
+            watch.last_nack = ""
+
+    # ---- changes ----
+
+    def note(self, delta: Delta) -> bool:
+        """Takes over what concerns the client; whether anything did."""
+        is_news = False
+        for resource in delta.upserts:
+            watch = self.watches.get(resource.type_url)
+            if watch is not None and (watch.is_wildcard or self._concerns(watch, resource)):
+                watch.upserts.add(resource.name)
+                watch.removed.discard(resource.name)
+                is_news = True
+        for type_url, name in delta.removed:
+            watch = self.watches.get(type_url)
+            if watch is not None and (watch.is_wildcard or name in watch.held or name in watch.upserts):
+                watch.upserts.discard(name)
+                watch.removed.add(name)
+                is_news = True
+        return is_news
+
+    def _concerns(self, watch: Watch, resource: Resource) -> bool:
+        return (
+            resource.name in watch.held
+            or resource.name in watch.keys
+            or resource.node == self._node
+            or not watch.keys.isdisjoint(resource.aliases)
+            or not watch.followed.isdisjoint(resource.services)
+        )
+
+    # ---- responses ----
+
+    def next_response(self, system_version: str) -> pb.DeltaDiscoveryResponse | None:
+        """What to send now; None if there is nothing, or nothing before the client has answered."""
+        policies, addresses = self.watches.get(AUTHORIZATION), self.watches.get(ADDRESS)
+        for type_url, watch in self.watches.items():
+            is_known = type_url in (ADDRESS, AUTHORIZATION)
+            if not is_known and watch.must_answer:
+                return self._respond(type_url, watch, system_version, with_removals=True)
+        if policies is not None and not policies.in_flight:
+            is_withdrawal_safe = addresses is None or not (addresses.has_news or addresses.in_flight)
+            if policies.upserts or policies.must_answer or (policies.removed and is_withdrawal_safe):
+                return self._respond(
+                    AUTHORIZATION, policies, system_version, with_removals=is_withdrawal_safe
+                )
+        if addresses is not None and addresses.has_news and not addresses.in_flight:
+            is_policy_missing = policies is not None and policies.upserts
+            if not is_policy_missing:
+                return self._respond(ADDRESS, addresses, system_version, with_removals=True)
+        return None
+
+    def _respond(
+        self, type_url: str, watch: Watch, system_version: str, *, with_removals: bool
+    ) -> pb.DeltaDiscoveryResponse:
+        self._nonce += 1
+        response = pb.DeltaDiscoveryResponse(
+            type_url=type_url, system_version_info=system_version, nonce=str(self._nonce)
+        )
+        if watch.is_wildcard:
+            present = self._view.resources.get(TypeUrl(type_url), {})
+            response.resources.extend(_encode(present[name]) for name in sorted(watch.upserts))
+            removed = watch.removed if with_removals else set()
+        else:
+            removed = self._on_demand(watch, response)
+        response.removed_resources.extend(sorted(removed))
+        watch.upserts = set()
+        watch.removed = watch.removed - removed
+        watch.must_answer = False
+        watch.sent += 1
+        watch.in_flight = response.nonce
+        watch.in_flight_version = system_version
+        return response
+
+    def _on_demand(self, watch: Watch, response: pb.DeltaDiscoveryResponse) -> set[str]:
+        present = self._view.resources[ADDRESS]
+        chosen = {name: present[name] for name in watch.upserts if name in present}
+        removed = set(watch.removed)
+        for key in watch.asked:
+            found = self._view.find(key)
+            if not found:
+                removed.add(key)
+            for resource in found:
+                chosen[resource.name] = resource
+            watch.followed |= {resource.name for resource in found if not _is_workload(resource)}
+        watch.asked = {}
+        if removed:
+            # Keys that lead nowhere any more are told as gone, together with whatever went.
+            removed |= {key for key in watch.keys if key not in chosen and not self._view.find(key)}
+        for resource in sorted(chosen.values(), key=lambda each: each.name):
+            response.resources.append(_encode(resource, with_aliases=True))
+            # A client that knows nothing of aliases waits for the very key it asked for.
+            for key in sorted(watch.keys.intersection(resource.aliases)):
+                response.resources.append(_encode(resource, name=key))
+        watch.held = (watch.held | chosen.keys()) - removed
+        return removed
+
+
+def _is_workload(resource: Resource) -> bool:
+    return resource.name.count("/") != 1
+
+
+def _encode(resource: Resource, *, name: str = "", with_aliases: bool = False) -> pb.Resource:
+    encoded = pb.Resource(name=name or resource.name, version=resource.version)
+    encoded.resource.type_url = resource.type_url
+    encoded.resource.value = resource.payload
+    if with_aliases:
+        encoded.aliases.extend(resource.aliases)
+    return encoded
