@@ -79,7 +79,7 @@ class Http2Codec(Protocol):
         """End our side with an empty DATA frame."""
 
     def sendable(self, stream_id: int) -> int:
-        """How many body bytes the windows allow now. If less than a full frame, WindowOpened will follow."""
+        """Body bytes the windows allow now. When less than a full frame is left, WindowOpened follows."""
 
     def consumed(self, stream_id: int, flow_bytes: int) -> None:
         """`flow_bytes` of DataReceived went onward: give the peer credit. Right after the stream's end too.

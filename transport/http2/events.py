@@ -62,7 +62,7 @@ class HeadersRejected:
 
 @dataclass(slots=True)
 class WindowOpened:
-    """sendable() may give more for this stream (0: for every stream). Only after it had given too little."""
+    """A window that was below a full frame has grown: ask sendable() of this stream (0: of every) again."""
 
     stream_id: int
 

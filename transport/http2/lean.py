@@ -504,12 +504,12 @@ class LeanCodec(SendingHalf):
         if stream_id == 0:
             if not increment:
                 raise _protocol_error("window_increment_0")
+            was_low = self._out_window < self.peer_max_frame
             self._out_window += increment
             self._out_credit += increment
             if self._out_window > MAX_WINDOW:
                 raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, "connection_window_overflow")
-            if self._is_starved and self._out_window > 0:
-                self._is_starved = False
+            if was_low and self._out_window > 0 and self._streams:
                 self._events.append(WindowOpened(0))
             return
         stream = self._streams.get(stream_id)
@@ -520,15 +520,15 @@ class LeanCodec(SendingHalf):
         if not increment:
             self._stream_error(stream, ErrorCode.PROTOCOL_ERROR, "window_increment_0")
             return
-        stream.out_window += increment
-        if stream.out_window > MAX_WINDOW:
+        if stream.out_window + increment > MAX_WINDOW:
             self._stream_error(stream, ErrorCode.FLOW_CONTROL_ERROR, "stream_window_overflow")
         else:
-            self._tell_opened(stream)
+            self._open_window(stream, increment)
 
-    def _tell_opened(self, stream: Stream) -> None:
-        if stream.is_starved and stream.out_window > 0:
-            stream.is_starved = False
+    def _open_window(self, stream: Stream, increment: int) -> None:
+        was_low = stream.out_window < self.peer_max_frame
+        stream.out_window += increment
+        if was_low and stream.out_window > 0 and not stream.is_local_closed:
             self._events.append(WindowOpened(stream.id))
 
     def _on_settings(self, flags: int, stream_id: int, payload: bytes) -> None:
@@ -579,11 +579,12 @@ class LeanCodec(SendingHalf):
     def _change_out_windows(self, delta: int) -> None:
         """6.9.2: a new initial window moves the window of every open stream; it may become negative."""
         for stream in self._streams.values():
-            stream.out_window += delta
-            if stream.out_window > MAX_WINDOW:
+            if stream.out_window + delta > MAX_WINDOW:
                 raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, "stream_window_overflow")
             if delta > 0:
-                self._tell_opened(stream)
+                self._open_window(stream, delta)
+            else:
+                stream.out_window += delta
 
     def _on_settings_ack(self) -> None:
         if self._is_settings_acked:

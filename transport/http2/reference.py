@@ -130,7 +130,6 @@ class ReferenceCodec:
         self._next_id = 1
         self._bytes_sent = 0
         self._bytes_received = 0
-        self._is_starved = False
         self._is_settings_acked = False
         self._has_peer_settings = False
         self._peer_goaway_last: int | None = None
@@ -255,11 +254,7 @@ class ReferenceCodec:
         stream = self._streams.get(stream_id)
         if stream is None or stream.is_local_closed:
             return 0
-        own = self._library.streams[stream_id].outbound_flow_control_window
-        shared = self._library.outbound_flow_control_window
-        stream.is_starved |= own < self.peer_max_frame
-        self._is_starved |= shared < self.peer_max_frame
-        return max(0, min(own, shared))
+        return max(0, self._library.local_flow_control_window(stream_id))
 
     def consumed(self, stream_id: int, flow_bytes: int) -> None:
         stream = self._streams.get(stream_id)
@@ -706,10 +701,10 @@ class ReferenceCodec:
         if stream is not None and is_increment_0:
             self._stream_error(stream, ErrorCode.PROTOCOL_ERROR, "window_increment_0")
             return
+        window = self._out_window(stream)
         events = self._feed(frame)
         if stream is None:
-            if self._is_starved and self._library.outbound_flow_control_window > 0:
-                self._is_starved = False
+            if window < self.peer_max_frame and self._out_window(None) > 0 and self._streams:
                 self._events.append(WindowOpened(0))
         elif any(isinstance(event, h2.events.StreamReset) for event in events):
             self._forget(stream, was_reset=True)
@@ -718,12 +713,16 @@ class ReferenceCodec:
             self._guard.reply()
             self._guard.early_end()
         else:
-            self._tell_opened(stream)
+            self._tell_opened(stream, window)
 
-    def _tell_opened(self, stream: Stream) -> None:
-        window = self._library.streams[stream.id].outbound_flow_control_window
-        if stream.is_starved and window > 0:
-            stream.is_starved = False
+    def _out_window(self, stream: Stream | None) -> int:
+        """h2's window of this stream, or of the connection."""
+        owner = self._library if stream is None else self._library.streams[stream.id]
+        return owner.outbound_flow_control_window
+
+    def _tell_opened(self, stream: Stream, before: int) -> None:
+        now = self._out_window(stream)
+        if before < self.peer_max_frame and now > max(0, before) and not stream.is_local_closed:
             self._events.append(WindowOpened(stream.id))
 
     def _on_settings(self, flags: int, frame: bytes) -> None:
@@ -739,13 +738,12 @@ class ReferenceCodec:
             self.peer_max_streams = UNLIMITED_STREAMS
         self._has_peer_settings = True
         remote = self._library.remote_settings
-        window = remote.initial_window_size
+        windows = {stream.id: self._out_window(stream) for stream in self._streams.values()}
         self._check_settings(dict(frames.parse_settings(frame[9:])))
         self._feed(frame)
         self._guard.reply()
-        if remote.initial_window_size > window:
-            for stream in self._streams.values():
-                self._tell_opened(stream)
+        for stream in self._streams.values():
+            self._tell_opened(stream, windows[stream.id])
         self._events.append(
             PeerSettings(
                 remote.initial_window_size,

@@ -65,7 +65,6 @@ class SendingHalf:
         self._next_id = 1
         self._out_window = DEFAULT_WINDOW
         self._out_credit = DEFAULT_WINDOW  # all that the peer ever granted: minus _out_window = bytes sent
-        self._is_starved = False
         self._peer_initial_window = DEFAULT_WINDOW
         self._stream_window = settings.initial_window
         if self._is_server:  # 6.9.2: until a client has our SETTINGS it may count on the default
@@ -218,13 +217,7 @@ class SendingHalf:
         stream = self._streams.get(stream_id)
         if stream is None or stream.is_local_closed:
             return 0
-        window = stream.out_window
-        if window < self.peer_max_frame:
-            stream.is_starved = True
-        if self._out_window < self.peer_max_frame:
-            self._is_starved = True
-        window = min(window, self._out_window)
-        return max(0, window)
+        return max(0, min(stream.out_window, self._out_window))
 
     def consumed(self, stream_id: int, flow_bytes: int) -> None:
         stream = self._streams.get(stream_id)

@@ -48,7 +48,6 @@ class Stream:
         "in_window",
         "is_local_closed",
         "is_remote_closed",
-        "is_starved",
         "is_tunnel",
         "out_window",
         "request",
@@ -64,7 +63,6 @@ class Stream:
         self.has_head = False  # client: the final response's head came; server: always
         self.has_responded = False  # server: the final response's head was sent
         self.has_sent_data = False
-        self.is_starved = False  # the caller saw less than a full frame sendable
         self.is_tunnel = False  # CONNECT: only DATA from here on (8.5)
         self.is_local_closed = False
         self.is_remote_closed = False

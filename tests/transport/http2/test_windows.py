@@ -88,20 +88,20 @@ def test_sendable_is_the_smaller_window(kind: CodecKind) -> None:
     assert rig.codec.sendable(1) == 65_535 - 4_000 + 10
 
 
-def test_window_opened_comes_only_after_too_little_was_seen(kind: CodecKind) -> None:
+def test_window_opened_comes_only_when_less_than_a_frame_was_left(kind: CodecKind) -> None:
     rig = tunnel(kind)
     assert rig.gets(window_update(1, 100), window_update(0, 100)) == []
-    rig.codec.send_data(1, bytes(65_635))
-    assert rig.gets(window_update(1, 1)) == []
-    rig.gets(window_update(0, 1))
-    assert rig.codec.sendable(1) == 1
-    rig.codec.send_data(1, b"x")
+    rig.codec.send_data(1, bytes(65_635 - 16_384))
+    assert rig.gets(window_update(1, 1), window_update(0, 1)) == []
+    rig.codec.send_data(1, bytes(16_385))
     assert rig.codec.sendable(1) == 0
     assert rig.gets(window_update(1, 5)) == [WindowOpened(1)]
     assert rig.codec.sendable(1) == 0
     assert rig.gets(window_update(0, 3)) == [WindowOpened(0)]
     assert rig.codec.sendable(1) == 3
-    assert rig.gets(window_update(0, 1), window_update(0, 1)) == [WindowOpened(0)]
+    assert rig.gets(window_update(0, 20_000), window_update(0, 1)) == [WindowOpened(0)]
+    rig.codec.end_stream(1)
+    assert rig.gets(window_update(1, 1)) == [], "nothing more is to be sent on it"
 
 
 def test_smaller_initial_window_may_make_a_stream_window_negative(kind: CodecKind) -> None:
