@@ -9,6 +9,7 @@ import ipaddress
 import signal
 import socket
 import ssl
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -21,7 +22,7 @@ from config.control_plane import ControlPlane, StateDirectory
 from config.errors import StateUnwritable
 from config.metrics import make_metrics
 from config.settings import MeshSettings
-from config.state_files import lock_directory, make_directory, write_atomically, write_json
+from config.state_files import locked, make_directory, write_atomically, write_json
 from config.status import health_routes, status_routes
 from telemetry.admin_http import AdminServer, open_listeners
 from telemetry.logging import get_logger
@@ -86,47 +87,47 @@ class ServerCertificate:
 async def run(settings: ProcessSettings) -> None:
     """Until SIGTERM or SIGINT. Raises MeshError when it cannot start."""
     make_directory(settings.state)
-    lock = lock_directory(settings.state)
-    state = StateDirectory(settings.state)
-    plane = ControlPlane(settings.manifests, state, settings.mesh)
-    publish_roots(plane, None)
+    with locked(settings.state):
+        plane = ControlPlane(settings.manifests, StateDirectory(settings.state), settings.mesh)
+        publish_roots(plane, None)
+        certificate = ServerCertificate(plane, server_names(settings))
+        certificate.current()
+        await _serve(plane, settings, certificate)
+    log.info("control_plane_stopped")
+
+
+async def _serve(plane: ControlPlane, settings: ProcessSettings, certificate: ServerCertificate) -> None:
+    where = settings.status_listen
+    is_local = _is_loopback(where.host)
+    routes = health_routes(plane, make_metrics(plane)) | (status_routes(plane) if is_local else {})
+    status = AdminServer(routes, scope="status", is_local_only=is_local)
     grpc_listeners: list[trio.SocketListener] = []
     for address in settings.listen:
         grpc_listeners += open_listeners(
             address.host, address.port, what="the control plane's port", backlog=BACKLOG
         )
-    where = settings.status_listen
     status_listeners = open_listeners(where.host, where.port, what="the control plane's status port")
-    certificate = ServerCertificate(plane, server_names(settings))
-    certificate.current()
-    with contextlib.closing(_Descriptor(lock)):
-        async with trio.open_nursery() as nursery:
-            is_local = _is_loopback(where.host)
-            metrics = make_metrics(plane)
-            routes = health_routes(plane, metrics) | (status_routes(plane) if is_local else {})
-            status = AdminServer(routes, scope="status", is_local_only=is_local)
-            await nursery.start(status.serve, status_listeners)
-            await plane.load()
-            await nursery.start(plane.run)
-            server = plane.make_server()
-            nursery.start_soon(_keep_roots, plane)
-            gc.freeze()
-            write_json(settings.state / LISTENING_FILE, _listening(grpc_listeners, status_listeners))
-            nursery.start_soon(_drain_on_signal, server.begin_drain, nursery.cancel_scope)
-            plane.is_ready = True
-            log.info(
-                "control_plane_ready",
-                listen=", ".join(str(each) for each in _addresses(grpc_listeners)),
-                status=", ".join(str(each) for each in _addresses(status_listeners)),
-                objects=len(plane.sourced),
-            )
-            await server.serve(grpc_listeners, certificate.current)
-            nursery.cancel_scope.cancel()
-    log.info("control_plane_stopped")
+    async with trio.open_nursery() as nursery:
+        await nursery.start(status.serve, status_listeners)
+        await plane.load()
+        await nursery.start(plane.run)
+        nursery.start_soon(_keep_roots, plane)
+        gc.freeze()
+        write_json(settings.state / LISTENING_FILE, _listening(grpc_listeners, status_listeners))
+        server = plane.make_server()
+        nursery.start_soon(_drain_on_signal, server.begin_drain, nursery.cancel_scope)
+        plane.is_ready = True
+        log.info(
+            "control_plane_ready",
+            listen=", ".join(str(each) for each in _addresses(grpc_listeners)),
+            status=", ".join(str(each) for each in _addresses(status_listeners)),
+            objects=len(plane.sourced),
+        )
+        await server.serve(grpc_listeners, certificate.current)
+        nursery.cancel_scope.cancel()
 
 
-async def _drain_on_signal(begin_drain: object, scope: trio.CancelScope) -> None:
-    assert callable(begin_drain)
+async def _drain_on_signal(begin_drain: Callable[[], None], scope: trio.CancelScope) -> None:
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async for number in signals:
             log.info("control_plane_stopping", signal=signal.Signals(number).name)
@@ -189,15 +190,3 @@ def _is_ip(text: str) -> bool:
 
 def _is_loopback(host: str) -> bool:
     return host == "localhost" or (_is_ip(host) and ipaddress.ip_address(host).is_loopback)
-
-
-class _Descriptor:
-    """Something with `close` around a bare descriptor."""
-
-    def __init__(self, descriptor: int) -> None:
-        self._socket = descriptor
-
-    def close(self) -> None:
-        import os  # noqa: PLC0415
-
-        os.close(self._socket)

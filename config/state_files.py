@@ -5,10 +5,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from ca import private_files
@@ -31,8 +33,9 @@ def make_directory(path: Path) -> None:
         )
 
 
-def lock_directory(path: Path) -> int:
-    """Held until the returned descriptor is closed. Raises StateInUse."""
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """One control plane per state directory. Raises StateInUse."""
     try:
         descriptor = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
@@ -45,7 +48,10 @@ def lock_directory(path: Path) -> int:
             f"another control plane runs with the state directory {path}",
             next_step="stop it, or give this one another --state-dir",
         ) from error
-    return descriptor
+    try:
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def write_atomically(path: Path, data: bytes, *, mode: int = 0o600, is_durable: bool = True) -> None:
