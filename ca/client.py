@@ -50,9 +50,9 @@ class CaClientSettings:
 
 def token_source(value: str) -> TokenSource:
     """A path is read for every request (tokens are rotated in place), anything else is the token."""
-    if not value.startswith(("/", "./")):
-        return lambda: value
     path = Path(value)
+    if not value.startswith(("/", "./", "../")) and not (len(value) < 256 and path.exists()):
+        return lambda: value
 
     def read() -> str:
         try:

@@ -83,13 +83,18 @@ def _read(path: Path, *, is_private: bool) -> bytes:
         raise
     except OSError as error:
         raise StateNotReadable(f"cannot open {path}: {error.strerror}") from error
-    with os.fdopen(fd, "rb") as file:
+    try:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
             raise StateNotReadable(f"{path} is not a regular file")
         if is_private:
             _require_private(path, status, wanted="600")
-        content = file.read(MAX_FILE_BYTES + 1)
+        with os.fdopen(fd, "rb", closefd=False) as file:
+            content = file.read(MAX_FILE_BYTES + 1)
+    except OSError as error:
+        raise StateNotReadable(f"cannot read {path}: {error.strerror}") from error
+    finally:
+        os.close(fd)
     if len(content) > MAX_FILE_BYTES:
         raise StateNotReadable(f"{path} is larger than {MAX_FILE_BYTES} bytes")
     return content

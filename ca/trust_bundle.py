@@ -65,7 +65,7 @@ class RootFolder:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._seen: tuple[tuple[str, int, int], ...] = ()
+        self._seen: tuple[tuple[str, int, int], ...] | None = None
         self._pem = ""
 
     def current(self) -> str:

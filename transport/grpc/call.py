@@ -109,7 +109,7 @@ class Call:
             return
         if self._decoder.partial_bytes and self._inbound_error is None:
             self._refuse_inbound(GrpcError(GrpcStatus.INTERNAL, "the stream ended inside a message"))
-        if self.failure is not None:
+        if self.is_over:
             return
         self.is_remote_done = True
         if self._is_client and not self.is_local_done:
