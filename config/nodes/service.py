@@ -12,6 +12,7 @@ import trio
 from google.protobuf.message import DecodeError
 
 from config.access import NodeAuthenticator, calling_node, require_node, wall_clock
+from config.calls import cancel_when_draining, next_message, send_message
 from config.compile.resource import Delta
 from config.errors import ReportRejected, StateUnwritable
 from config.nodes.book import NodeBook, read_report
@@ -93,8 +94,8 @@ class NodeService:
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._give_orders, stream, attendance)
-                nursery.start_soon(_cancel_when_draining, context, nursery.cancel_scope)
-                while (message := await stream.receive()) is not None:
+                nursery.start_soon(cancel_when_draining, context, nursery.cancel_scope)
+                while (message := await next_message(stream)) is not None:
                     await self._take_report(message, attendance)
                 nursery.cancel_scope.cancel()
         finally:
@@ -148,9 +149,4 @@ class NodeService:
             packed = orders.SerializeToString(deterministic=True)
             if attendance.is_owed or packed != attendance.sent:
                 attendance.is_owed, attendance.sent = False, packed
-                await stream.send(packed)
-
-
-async def _cancel_when_draining(context: CallContext, scope: trio.CancelScope) -> None:
-    await context.draining.wait()
-    scope.cancel()
+                await send_message(stream, packed)

@@ -11,6 +11,7 @@ from typing import Final
 import trio
 
 from config.access import NodeAuthenticator, calling_node, require_node, wall_clock
+from config.calls import cancel_when_draining, next_message, send_message
 from config.compile.resource import ADDRESS, AUTHORIZATION, Delta
 from config.errors import TooManySubscriptions, XdsProtocolError
 from config.xds.messages import METHOD, parse_request
@@ -106,7 +107,7 @@ class XdsServer:
         )
         request: bytes | None = None
         with trio.move_on_after(FIRST_REQUEST_S) as waiting:
-            request = await stream.receive()
+            request = await next_message(stream)
         if waiting.cancelled_caught:
             raise GrpcError(GrpcStatus.DEADLINE_EXCEEDED, "no discovery request came")
         if request is None:
@@ -121,8 +122,8 @@ class XdsServer:
             self._take(client, first)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._send_all, stream, client)
-                nursery.start_soon(_cancel_when_draining, context, nursery.cancel_scope)
-                while (message := await stream.receive()) is not None:
+                nursery.start_soon(cancel_when_draining, context, nursery.cancel_scope)
+                while (message := await next_message(stream)) is not None:
                     self._take(client, _parse(message))
                 nursery.cancel_scope.cancel()
         finally:
@@ -161,16 +162,11 @@ class XdsServer:
                 resources=len(response.resources),
                 removed=len(response.removed_resources),
             )
-            await stream.send(response.SerializeToString())
+            await send_message(stream, response.SerializeToString())
 
     async def _roused(self, client: Client) -> None:
         await client.wake.wait()
         client.wake = trio.Event()
-
-
-async def _cancel_when_draining(context: CallContext, scope: trio.CancelScope) -> None:
-    await context.draining.wait()
-    scope.cancel()
 
 
 def _parse(message: bytes) -> pb.DeltaDiscoveryRequest:
