@@ -25,7 +25,7 @@ CLAIMS = (
     "a server-first protocol works",
     "IPv6: the request arrives",
     "a DENY policy cuts the open connection",
-    "the log names the policy",
+    "the log explains the cut by the policy's name",
     "strict: plaintext from outside the mesh is refused",
 )
 

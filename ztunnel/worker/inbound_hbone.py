@@ -196,7 +196,9 @@ class InboundTunnel(Relay):
         """Policy has changed: end the tunnel if it is not allowed any more (facts 4.7)."""
         if not verdict.is_allowed:
             self._verdict = verdict
-            self._finish(PolicyChanged("connection closed due to policy change"), is_reset=True)
+            self._finish(
+                PolicyChanged(f"connection closed due to policy change: {verdict.reason}"), is_reset=True
+            )
 
     def close(self, error: MeshError) -> None:
         self._finish(error, is_reset=True)

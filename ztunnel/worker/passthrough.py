@@ -130,7 +130,7 @@ class Passthrough:
         """Policy has changed: end the connection if it is not allowed any more (facts 4.7)."""
         if not verdict.is_allowed:
             self._verdict = verdict
-            self.close(PolicyChanged("connection closed due to policy change"))
+            self.close(PolicyChanged(f"connection closed due to policy change: {verdict.reason}"))
 
     def close(self, error: MeshError) -> None:
         if self._pump is not None:
