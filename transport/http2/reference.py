@@ -690,19 +690,19 @@ class ReferenceCodec:
 
     def _on_window_update(self, stream_id: int, frame: bytes) -> None:
         self._guard.window_update(self._bytes_sent)
-        is_increment_0 = not int.from_bytes(frame[9:], "big") & _ID_MASK
+        increment = int.from_bytes(frame[9:], "big") & _ID_MASK  # h2 minds the reserved bit
         stream = self._streams.get(stream_id)
-        if stream_id == 0 and is_increment_0:
+        if not stream_id and not increment:
             raise _protocol_error("window_increment_0")
         if stream_id and stream is None:
             if not self._was_opened(stream_id):
                 raise _protocol_error("window_update_on_idle_stream")
             return
-        if stream is not None and is_increment_0:
+        if stream is not None and not increment:
             self._stream_error(stream, ErrorCode.PROTOCOL_ERROR, "window_increment_0")
             return
         window = self._out_window(stream)
-        events = self._feed(frame)
+        events = self._feed(frames.window_update(stream_id, increment))
         if stream is None:
             if window < self.peer_max_frame and self._out_window(None) > 0 and self._streams:
                 self._events.append(WindowOpened(0))

@@ -227,6 +227,8 @@ def test_events_before_the_failure_are_kept_and_what_follows_is_not_read(kind: C
         frame(PING, 0xFE, 0, b"12345678"),  # undefined flags
         frame(DATA, 0xF6 & ~PADDED, 1, b"x"),
         goaway(0),
+        window_update(1, 2**31 | 1),  # reserved bit before the increment
+        window_update(0, 2**31 | 1),
         b"\x00\x00\x01\x00\x00\x80\x00\x00\x01x",  # reserved bit before the stream id
     ],
 )
