@@ -62,7 +62,8 @@ def tell_inside(*, is_fast: bool) -> int:
     from mesh.demo.story import Story, pause_for  # noqa: PLC0415
 
     is_terminal = os.environ.get(TERMINAL) == "1" or None
-    console = Console(force_terminal=is_terminal, width=None if sys.stdout.isatty() else WIDTH)
+    has_width = sys.stdout.isatty() or "COLUMNS" in os.environ
+    console = Console(force_terminal=is_terminal, width=None if has_width else WIDTH)
     signal.signal(signal.SIGTERM, _interrupt)
     signal.signal(signal.SIGHUP, _interrupt)
     ready = int(os.environ.pop(READY_FD, "-1"))

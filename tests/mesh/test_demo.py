@@ -41,7 +41,7 @@ class Demo:
             "MYCELIA_TEST_TOKEN": self.token,
             "TMPDIR": str(folder),
             "XDG_RUNTIME_DIR": str(folder),
-            "COLUMNS": "200",
+            "COLUMNS": "250",
         }
         self.namespaces = namespaces()
 
