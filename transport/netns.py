@@ -135,7 +135,7 @@ class NetworkNamespace:
 
     @contextlib.contextmanager
     def entered(self) -> Iterator[None]:
-        """Switch the calling thread in, and back at the end. No await inside, and no nesting."""
+        """Switch the calling thread in, and back at the end. No await inside, no nesting, no new thread."""
         own = _own_namespace()
         if own.identity == self.identity:
             yield
