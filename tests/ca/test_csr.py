@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import dsa, ec, ed25519, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
 from cryptography.hazmat.primitives.asymmetric.types import CertificateIssuerPrivateKeyTypes
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
@@ -37,7 +37,9 @@ def build(
     builder = x509.CertificateSigningRequestBuilder().subject_name(x509.Name(attributes))
     if names is not None:
         builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=True)
-    algorithm = None if isinstance(key, ed25519.Ed25519PrivateKey) else hashes.SHA256()
+    algorithm = (
+        None if isinstance(key, ed25519.Ed25519PrivateKey | ed448.Ed448PrivateKey) else hashes.SHA256()
+    )
     return builder.sign(key, algorithm).public_bytes(Encoding.PEM)
 
 
@@ -86,7 +88,7 @@ REJECTED: list[tuple[str, Callable[[], bytes], str]] = [
     ("RSA 4608", lambda: build(rsa.generate_private_key(65537, 4608)), "4608"),
     ("RSA exponent 3", lambda: build(rsa.generate_private_key(3, 2048)), "exponent"),
     ("Ed25519", lambda: build(ed25519.Ed25519PrivateKey.generate()), "key type"),
-    ("DSA", lambda: build(dsa.generate_private_key(2048)), "key type"),
+    ("Ed448", lambda: build(ed448.Ed448PrivateKey.generate()), "key type"),
     ("empty", lambda: b"", "parsed"),
     ("no PEM", lambda: b"hello", "parsed"),
     (

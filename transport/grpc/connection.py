@@ -89,7 +89,8 @@ class Connection:
         self._last_call_at = 0.0
         self._goaway_to: int | None = None  # highest of our calls that the peer will still serve
         self._accept_to = MAX_STREAM_ID
-        self._is_draining = False
+        self._drain_begun = trio.Event()
+        self._drain_heard = trio.Event()
         self._highest_accepted = 0
         self.failure: GrpcError | None = None
         self.peer_ready = trio.Event()  # the peer's SETTINGS have arrived
@@ -123,6 +124,7 @@ class Connection:
                 nursery.start_soon(self._write_loop)
                 nursery.start_soon(self._read_loop)
                 nursery.start_soon(self._keepalive_loop)
+                nursery.start_soon(self._drain_when_asked)
                 await self.ended.wait()
                 with trio.move_on_after(FLUSH_GRACE_S):
                     await self._flushed()
@@ -173,9 +175,9 @@ class Connection:
 
         RFC 9113 6.8: GOAWAY with the highest id first, the real one a round trip later (PING).
         """
-        if self._is_draining or self.failure is not None:
+        if self._drain_begun.is_set() or self.failure is not None:
             return
-        self._is_draining = True
+        self._drain_begun.set()
         self._goaway(0, MAX_STREAM_ID)
         self._h2.ping(DRAIN_PROBE)
         self._collect()
@@ -366,8 +368,8 @@ class Connection:
             case h2.events.RemoteSettingsChanged():
                 self.peer_ready.set()
             case h2.events.PingAckReceived():
-                if event.ping_data == DRAIN_PROBE and self._is_draining:
-                    self._finish_drain()
+                if event.ping_data == DRAIN_PROBE:
+                    self._drain_heard.set()
             case _:
                 pass
 
@@ -411,7 +413,11 @@ class Connection:
         if goaway.error_code != 0 or not self._calls:
             self.fail(error)
 
-    def _finish_drain(self) -> None:
+    async def _drain_when_asked(self) -> None:
+        """After a round trip the client knows; one that does not answer gets no more than a keepalive."""
+        await self._drain_begun.wait()
+        with trio.move_on_after(self._limits.keepalive_timeout_s):
+            await self._drain_heard.wait()
         self._accept_to = self._highest_accepted
         self._goaway(0, self._highest_accepted)
         self._end_if_drained()
@@ -419,7 +425,7 @@ class Connection:
     def _end_if_drained(self) -> None:
         if self.failure is not None or self._calls:
             return
-        if self._is_draining and self._accept_to != MAX_STREAM_ID:
+        if self._drain_begun.is_set() and self._accept_to != MAX_STREAM_ID:
             self.fail(ChannelUnavailable("drained"))
         elif self._goaway_to is not None and not self._is_server:
             self.fail(ChannelUnavailable(GOAWAY_TEXT))

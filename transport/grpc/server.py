@@ -77,7 +77,8 @@ class ServerLimits:
     max_unread_bytes_per_connection: int = 64 * 1024 * 1024
     stream_window_bytes: int = 256 * 1024
     handshake_timeout_s: float = 10.0
-    request_timeout_s: float = 30.0  # for the one message of a unary call
+    request_timeout_s: float = 30.0  # for the one message of a unary call to arrive
+    response_timeout_s: float = 120.0  # for its answer to leave
     idle_timeout_s: float = 900.0  # a connection without calls
     keepalive_ping_s: float = 60.0
     keepalive_timeout_s: float = 20.0
@@ -266,7 +267,10 @@ class GrpcServer:
             raise GrpcError(GrpcStatus.INVALID_ARGUMENT, "no request message")
         response = await self._unary[context.method](request, context)
         _send_response_headers(call)
-        await call.send(response)
+        with trio.move_on_after(self._limits.response_timeout_s) as sending:
+            await call.send(response)
+        if sending.cancelled_caught:
+            raise GrpcError(GrpcStatus.DEADLINE_EXCEEDED, "the response was not read in time")
 
     def _to_status(self, context: CallContext | None, error: Exception) -> tuple[GrpcStatus, str]:
         cause = sole_cause(error)

@@ -191,7 +191,9 @@ async def _ping_forever(peer: RawPeer) -> None:
         await peer.send(PingFrame(0).serialize() * 100)
 
 
-async def test_a_peer_that_provokes_answers_and_reads_none_is_dropped() -> None:
+async def test_a_peer_that_provokes_answers_and_reads_none_is_dropped(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
     # Unbounded memory streams would hide it: this stream takes nothing from the server.
     async with memory_server(echo_server()) as listener:
         client, server = trio.testing.lockstep_stream_pair()
