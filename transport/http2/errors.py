@@ -43,3 +43,8 @@ class ConnectionFault(Exception):  # noqa: N818 - a fault of the peer, caught in
         super().__init__(reason)
         self.code = code
         self.reason = reason
+
+
+def protocol_error(reason: str) -> ConnectionFault:
+    """The most frequent fault of a connection."""
+    return ConnectionFault(ErrorCode.PROTOCOL_ERROR, reason)

@@ -11,7 +11,14 @@ from typing import Final
 
 from transport.http2.error_codes import ErrorCode
 from transport.http2.errors import ConnectionFault
-from transport.http2.settings import DEFAULT_MAX_FRAME, MAX_MAX_FRAME, MAX_WINDOW
+from transport.http2.settings import (
+    DEFAULT_MAX_FRAME,
+    DEFAULT_WINDOW,
+    MAX_MAX_FRAME,
+    MAX_WINDOW,
+    Http2Settings,
+    Role,
+)
 
 PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 FRAME_HEADER: Final = struct.Struct(">IBI")
@@ -75,6 +82,24 @@ def settings(values: Iterable[tuple[int, int]]) -> bytes:
     """SETTINGS (6.5) with these pairs."""
     payload = b"".join(_SETTING.pack(setting, value) for setting, value in values)
     return FRAME_HEADER.pack(len(payload) << 8 | SETTINGS, 0, 0) + payload
+
+
+def opening(role: Role, own: Http2Settings) -> bytes:
+    """What our side sends first: preface, SETTINGS, the connection's WINDOW_UPDATE (ztunnel-facts 2.7)."""
+    values = [
+        (SETTING_INITIAL_WINDOW_SIZE, own.initial_window),
+        (SETTING_MAX_FRAME_SIZE, own.max_frame),
+        (SETTING_MAX_HEADER_LIST_SIZE, own.max_header_list),
+    ]
+    if role is Role.CLIENT:
+        values.append((SETTING_ENABLE_PUSH, 0))
+    else:
+        values.append((SETTING_MAX_CONCURRENT_STREAMS, own.max_concurrent_streams))
+        if own.enable_connect_protocol:
+            values.append((SETTING_ENABLE_CONNECT_PROTOCOL, 1))
+    increment = own.connection_window - DEFAULT_WINDOW
+    preface = PREFACE if role is Role.CLIENT else b""
+    return preface + settings(values) + (window_update(0, increment) if increment else b"")
 
 
 def header_block(stream_id: int, block: bytes, *, end_stream: bool, max_frame: int) -> bytes:

@@ -13,7 +13,6 @@ Body octets are delivered by whole frames and copied on the way: this codec is r
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Final
 
 import h2.config
@@ -25,9 +24,8 @@ import hpack
 import hpack.exceptions
 
 from transport.http2 import frames
-from transport.http2.closed import ClosedStreams
 from transport.http2.error_codes import ErrorCode
-from transport.http2.errors import CodecMisuse, ConnectionFault, GoingAway, StreamLimitReached
+from transport.http2.errors import ConnectionFault, protocol_error
 from transport.http2.events import (
     ConnectionFailed,
     DataReceived,
@@ -41,23 +39,15 @@ from transport.http2.events import (
     StreamReset,
     WindowOpened,
 )
-from transport.http2.flood import Flood, FloodGuard, flooded
+from transport.http2.flood import Flood, flooded
 from transport.http2.headers import HeadFault, RequestHead, check_request, check_response
 from transport.http2.hpack.table import entry_bytes
-from transport.http2.sending import our_settings
-from transport.http2.settings import (
-    DEFAULT_WINDOW,
-    MAX_STREAM_ID,
-    UNLIMITED_STREAMS,
-    Http2Settings,
-    Role,
-)
-from transport.http2.stream import Stream, describe_request, trailers_fault
+from transport.http2.reference_sending import ReferenceSending
+from transport.http2.settings import UNLIMITED_STREAMS, Http2Settings, Role
+from transport.http2.stream import Stream, trailers_fault
 
-_Codes = h2.settings.SettingCodes
 _ID_MASK: Final = 0x7FFF_FFFF
 _NO_LIMIT: Final = 2**31 - 1
-_MAX_OPEN_PINGS: Final = 16
 
 # What h2 is told instead of the peer's header blocks: static table entries and plain literals only.
 _REQUEST_STAND_IN: Final = b"\x82\x86\x84\x01\x01a"  # GET http / a
@@ -66,55 +56,12 @@ _INFORMATIONAL_STAND_IN: Final = b"\x08\x03100"
 _TRAILERS_STAND_IN: Final = b"\x00\x01x\x01y"
 
 
-def _protocol_error(reason: str) -> ConnectionFault:
-    return ConnectionFault(ErrorCode.PROTOCOL_ERROR, reason)
-
-
-def _library(role: Role, settings: Http2Settings) -> h2.connection.H2Connection:
-    """An h2 connection that has, in its own mind, just sent our SETTINGS and WINDOW_UPDATE."""
-    config = h2.config.H2Configuration(
-        client_side=role is Role.CLIENT,
-        header_encoding=None,
-        validate_outbound_headers=False,
-        normalize_outbound_headers=False,
-        validate_inbound_headers=False,
-        normalize_inbound_headers=False,
-    )
-    connection = h2.connection.H2Connection(config)
-    window = settings.initial_window
-    if role is Role.SERVER:  # 6.9.2: until a client has our SETTINGS it may count on the default
-        window = max(window, DEFAULT_WINDOW)
-    connection.local_settings = h2.settings.Settings(
-        client=role is Role.CLIENT,
-        initial_values={
-            _Codes.INITIAL_WINDOW_SIZE: window,
-            _Codes.MAX_FRAME_SIZE: settings.max_frame,
-            _Codes.MAX_CONCURRENT_STREAMS: _NO_LIMIT,  # the border counts: h2 would end the connection
-            _Codes.MAX_HEADER_LIST_SIZE: _NO_LIMIT,
-        },
-    )
-    connection.max_inbound_frame_size = settings.max_frame
-    connection.initiate_connection()
-    if window != settings.initial_window:
-        connection.local_settings[_Codes.INITIAL_WINDOW_SIZE] = settings.initial_window  # from the ACK on
-    if settings.connection_window > DEFAULT_WINDOW:
-        connection.increment_flow_control_window(settings.connection_window - DEFAULT_WINDOW)
-    connection.clear_outbound_data_buffer()
-    return connection
-
-
-class ReferenceCodec:
-    """See codec.Http2Codec for what each public method promises."""
+class ReferenceCodec(ReferenceSending):
+    """The second implementation of codec.Http2Codec."""
 
     def __init__(self, role: Role, settings: Http2Settings) -> None:
-        self._role = role
-        self._is_server = role is Role.SERVER
-        self._settings = settings
-        self._library = _library(role, settings)
+        super().__init__(role, settings)
         self._decoder = hpack.Decoder(max_header_list_size=_NO_LIMIT)
-        self._guard = FloodGuard(settings.limits)
-        self._out = bytearray()
-        self._events: list[Event] = []
         self._input = bytearray()
         self._awaits_preface = self._is_server
         self._is_first_frame = True
@@ -123,232 +70,8 @@ class ReferenceCodec:
         self._block_ends = False
         self._continuations = 0
         self._max_block = max(2 * settings.max_header_list, 16_384)
-        # Of each Stream only what h2 does not know is used; in_pending counts what the caller holds.
-        self._streams: dict[int, Stream] = {}
-        self._lingering: dict[int, int] = {}
-        self._closed = ClosedStreams()
-        self._next_id = 1
-        self._bytes_sent = 0
-        self._bytes_received = 0
         self._is_settings_acked = False
         self._has_peer_settings = False
-        self._peer_goaway_last: int | None = None
-        self._goaway_sent: int | None = None
-        self._is_failed = False
-        self._open_pings: list[bytes] = []
-        self.peer_max_streams = 0 if self._is_server else settings.assumed_peer_streams
-        self.highest_peer_stream = 0
-
-    @property
-    def open_streams(self) -> int:
-        return len(self._streams)
-
-    @property
-    def peer_max_frame(self) -> int:
-        return self._library.max_outbound_frame_size
-
-    @property
-    def is_going_away(self) -> bool:
-        return self._peer_goaway_last is not None or self._goaway_sent is not None or self._is_failed
-
-    def start(self) -> None:
-        if not self._is_server:
-            self._out += frames.PREFACE
-        self._out += our_settings(self._role, self._settings)
-        increment = self._settings.connection_window - DEFAULT_WINDOW
-        if increment:
-            self._out += frames.window_update(0, increment)
-
-    def take_output(self) -> bytes | bytearray:
-        out, self._out = self._out, bytearray()
-        self._guard.queued_replies = 0
-        return out
-
-    # Sending
-
-    def open_stream(self, headers: Sequence[Header], end_stream: bool = False) -> int:
-        stream_id = self._next_id
-        if self._is_server:
-            raise CodecMisuse("a server opens no streams")
-        if self.is_going_away or stream_id > MAX_STREAM_ID:
-            raise GoingAway("the connection takes no new streams", next_step="open another connection")
-        if len(self._streams) >= self.peer_max_streams:
-            raise StreamLimitReached(f"the peer allows {self.peer_max_streams} streams at a time")
-        self._next_id = stream_id + 2
-        self._guard.streams += 1
-        self._streams[stream_id] = stream = Stream(stream_id, describe_request(headers), 0, 0)
-        stream.is_local_closed = end_stream
-        self._library.send_headers(stream_id, headers, end_stream=end_stream)
-        self._drain()
-        return stream_id
-
-    def send_headers(self, stream_id: int, headers: Sequence[Header], end_stream: bool = False) -> None:
-        stream = self._sending_stream(stream_id)
-        if stream is None:
-            return
-        if self._is_server and not stream.has_responded:
-            if headers[0][1][:1] != b"1":
-                stream.has_responded = True
-            elif end_stream:
-                raise CodecMisuse("an informational response does not end a stream")
-        elif not end_stream:
-            raise CodecMisuse("trailers must end the stream")
-        self._library.send_headers(stream_id, headers, end_stream=end_stream)
-        self._drain()
-        if end_stream:
-            self._close_local(stream)
-
-    def send_data(
-        self, stream_id: int, data: bytes | bytearray | memoryview, end_stream: bool = False
-    ) -> None:
-        stream = self._sending_stream(stream_id)
-        if stream is None:
-            return
-        size = len(data)
-        self._count_sent(stream, size)
-        most = self.peer_max_frame
-        with memoryview(data) as view:
-            for start in range(0, size, most) or range(1 if end_stream else 0):
-                piece = bytes(view[start : start + most])
-                self._library.send_data(stream_id, piece, end_stream=end_stream and start + most >= size)
-        self._drain()
-        if end_stream:
-            self._close_local(stream)
-
-    def frame_in_place(
-        self, stream_id: int, buffer: memoryview, payload_bytes: int, end_stream: bool = False
-    ) -> int:
-        stream = self._sending_stream(stream_id)
-        if stream is None or not (payload_bytes or end_stream):
-            return 0
-        self._count_sent(stream, payload_bytes)
-        most = self.peer_max_frame
-        total, left = 0, payload_bytes
-        while True:
-            size = min(left, most)
-            left -= size
-            payload = bytes(buffer[total + 9 : total + 9 + size])
-            self._library.send_data(stream_id, payload, end_stream=end_stream and not left)
-            framed = self._library.data_to_send()
-            buffer[total : total + len(framed)] = framed
-            total += len(framed)
-            if not left:
-                break
-        if end_stream:
-            self._close_local(stream)
-        return total
-
-    def _count_sent(self, stream: Stream, size: int) -> None:
-        if not size:
-            return
-        if size > self._library.local_flow_control_window(stream.id):
-            raise CodecMisuse(f"{size} bytes for stream {stream.id} are more than sendable() allows")
-        stream.has_sent_data = True
-        self._bytes_sent += size
-        self._guard.data_frames_sent += 1
-
-    def end_stream(self, stream_id: int) -> None:
-        self.send_data(stream_id, b"", end_stream=True)
-
-    def sendable(self, stream_id: int) -> int:
-        stream = self._streams.get(stream_id)
-        if stream is None or stream.is_local_closed:
-            return 0
-        return max(0, self._library.local_flow_control_window(stream_id))
-
-    def consumed(self, stream_id: int, flow_bytes: int) -> None:
-        stream = self._streams.get(stream_id)
-        if stream is not None:
-            stream.in_pending -= flow_bytes
-        else:
-            held = self._lingering.pop(stream_id, 0)
-            flow_bytes = min(flow_bytes, held)
-            if flow_bytes < held:
-                self._lingering[stream_id] = held - flow_bytes
-        self._credit(stream_id, flow_bytes)
-
-    def _credit(self, stream_id: int, size: int) -> None:
-        if size and not self._is_failed:
-            self._library.acknowledge_received_data(size, stream_id)
-            stream = self._streams.get(stream_id)
-            self._drain_credit(is_stream_open=stream is not None and not stream.is_remote_closed)
-
-    def reset(self, stream_id: int, code: ErrorCode) -> None:
-        stream = self._streams.get(stream_id)
-        if stream is not None:
-            self._library.reset_stream(stream_id, code)
-            self._drain()
-            self._forget(stream, was_reset=True)
-            return
-        self._require_opened(stream_id)
-        self._credit(stream_id, self._lingering.pop(stream_id, 0))
-
-    def ping(self, payload: bytes) -> None:
-        if len(payload) != 8:
-            raise CodecMisuse("a PING carries 8 bytes")
-        if self._is_failed:
-            return
-        if len(self._open_pings) >= _MAX_OPEN_PINGS:
-            raise CodecMisuse("too many PINGs are unanswered")
-        self._open_pings.append(payload)
-        self._guard.renew_control(self._bytes_received)
-        self._library.ping(payload)
-        self._drain()
-
-    def goaway(
-        self, code: ErrorCode = ErrorCode.NO_ERROR, *, last_stream_id: int | None = None, debug: bytes = b""
-    ) -> None:
-        if self._is_failed:
-            return
-        last = self.highest_peer_stream if last_stream_id is None else last_stream_id
-        if self._goaway_sent is not None:
-            last = min(last, self._goaway_sent)
-        self._goaway_sent = last
-        self._out += frames.goaway(last, code, debug)
-
-    # Streams
-
-    def _sending_stream(self, stream_id: int) -> Stream | None:
-        stream = self._streams.get(stream_id)
-        if stream is None:
-            self._require_opened(stream_id)
-        elif stream.is_local_closed:
-            raise CodecMisuse(f"our side of stream {stream_id} has ended")
-        return stream
-
-    def _require_opened(self, stream_id: int) -> None:
-        if not self._was_opened(stream_id):
-            raise CodecMisuse(f"stream {stream_id} was never opened")
-
-    def _was_opened(self, stream_id: int) -> bool:
-        highest = self.highest_peer_stream if self._is_server else self._next_id - 2
-        return stream_id % 2 == 1 and stream_id <= highest
-
-    def _close_local(self, stream: Stream) -> None:
-        stream.is_local_closed = True
-        if stream.is_remote_closed:
-            self._forget(stream, was_reset=False)
-
-    def _close_remote(self, stream: Stream) -> None:
-        stream.is_remote_closed = True
-        if stream.is_local_closed:
-            self._forget(stream, was_reset=False)
-
-    def _forget(self, stream: Stream, *, was_reset: bool, is_by_peer: bool = False) -> None:
-        del self._streams[stream.id]
-        self._closed.remember(stream.id, is_reset_by_us=was_reset and not is_by_peer)
-        if was_reset:
-            self._credit(stream.id, stream.in_pending)
-        elif stream.in_pending:
-            self._lingering[stream.id] = stream.in_pending
-
-    def _stream_error(self, stream: Stream, code: ErrorCode, reason: str) -> None:
-        self._library.reset_stream(stream.id, code)
-        self._drain()
-        self._forget(stream, was_reset=True)
-        self._events.append(StreamReset(stream.id, code, is_local=True, reason=reason))
-        self._guard.reply()
-        self._guard.early_end()
 
     # Receiving frames
 
@@ -379,7 +102,7 @@ class ReferenceCodec:
         if self._awaits_preface:
             start = bytes(self._input[: len(frames.PREFACE)])
             if not frames.PREFACE.startswith(start):
-                raise _protocol_error("bad_preface")
+                raise protocol_error("bad_preface")
             if len(start) < len(frames.PREFACE):
                 return
             del self._input[: len(start)]
@@ -401,9 +124,9 @@ class ReferenceCodec:
         if size > self._settings.max_frame:
             raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "frame_too_large")
         if self._is_first_frame and (kind != frames.SETTINGS or flags & frames.ACK):
-            raise _protocol_error("settings_not_first")
+            raise protocol_error("settings_not_first")
         if self._block is not None and (kind != frames.CONTINUATION or stream_id != self._block_stream):
-            raise _protocol_error("header_block_interrupted")
+            raise protocol_error("header_block_interrupted")
         if kind == frames.SETTINGS:
             if size % 6 or (flags & frames.ACK and size):
                 raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "frame_size_wrong")
@@ -437,25 +160,9 @@ class ReferenceCodec:
             case frames.PRIORITY:
                 self._on_priority(stream_id, len(payload))
             case frames.PUSH_PROMISE:
-                raise _protocol_error("push_promise_not_allowed")
+                raise protocol_error("push_promise_not_allowed")
             case _:
                 self._guard.priority()
-
-    def _feed(self, frame: bytes) -> list[h2.events.Event]:
-        """Let h2 see one whole frame; what it answers goes out."""
-        events = self._library.receive_data(frame)
-        self._drain()
-        return events
-
-    def _drain(self) -> None:
-        self._out += self._library.data_to_send()
-
-    def _drain_credit(self, *, is_stream_open: bool) -> None:
-        """Let out WINDOW_UPDATEs: for a stream that has ended the connection's only, and no RST_STREAM."""
-        answer = self._library.data_to_send()
-        for start in range(0, len(answer), 13):  # both frames have 13 octets
-            if is_stream_open or answer[start + 5 : start + 9] == bytes(4):
-                self._out += answer[start : start + 13]
 
     # Receiving DATA
 
@@ -467,13 +174,13 @@ class ReferenceCodec:
                 raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "frame_size_wrong")
             padding = 1 + frame[9]
             if padding > size:
-                raise _protocol_error("padding_too_long")
+                raise protocol_error("padding_too_long")
         body = size - padding
         ends = bool(flags & frames.END_STREAM)
         self._bytes_received += size
         stream = self._streams.get(stream_id)
         if stream_id == 0:
-            raise _protocol_error("data_on_stream_0")
+            raise protocol_error("data_on_stream_0")
         if size > self._library.inbound_flow_control_window:
             raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, "connection_window_overrun")
         if body or ends:
@@ -482,7 +189,7 @@ class ReferenceCodec:
             self._guard.empty_data()
         if stream is None:
             if not self._was_opened(stream_id):
-                raise _protocol_error("data_on_idle_stream")
+                raise protocol_error("data_on_idle_stream")
             self._skip_data(frame)
             self._answer_late(stream_id)
             return
@@ -532,7 +239,7 @@ class ReferenceCodec:
 
     def _on_headers(self, flags: int, stream_id: int, payload: bytes) -> None:
         if stream_id % 2 == 0:
-            raise _protocol_error("headers_on_wrong_stream_id")
+            raise protocol_error("headers_on_wrong_stream_id")
         block = frames.strip_headers(flags, payload)
         ends = bool(flags & frames.END_STREAM)
         if flags & frames.END_HEADERS:
@@ -543,7 +250,7 @@ class ReferenceCodec:
 
     def _on_continuation(self, flags: int, payload: bytes) -> None:
         if self._block is None:
-            raise _protocol_error("continuation_without_headers")
+            raise protocol_error("continuation_without_headers")
         self._continuations += 1
         self._guard.continuation(self._continuations)
         self._block += payload
@@ -587,9 +294,9 @@ class ReferenceCodec:
 
     def _on_late_headers(self, stream_id: int) -> None:
         if not self._was_opened(stream_id):
-            raise _protocol_error("headers_on_idle_stream")
+            raise protocol_error("headers_on_idle_stream")
         if self._closed.was_skipped(stream_id):
-            raise _protocol_error("stream_id_not_increasing")
+            raise protocol_error("stream_id_not_increasing")
         self._answer_late(stream_id)
         self._guard.late_frame()
 
@@ -676,7 +383,7 @@ class ReferenceCodec:
         stream = self._streams.get(stream_id)
         if stream is None:
             if not self._was_opened(stream_id):
-                raise _protocol_error("rst_stream_on_idle_stream")
+                raise protocol_error("rst_stream_on_idle_stream")
             self._guard.late_frame()
             return
         window = self._library.streams[stream_id].inbound_flow_control_window
@@ -693,10 +400,10 @@ class ReferenceCodec:
         increment = int.from_bytes(frame[9:], "big") & _ID_MASK  # h2 minds the reserved bit
         stream = self._streams.get(stream_id)
         if not stream_id and not increment:
-            raise _protocol_error("window_increment_0")
+            raise protocol_error("window_increment_0")
         if stream_id and stream is None:
             if not self._was_opened(stream_id):
-                raise _protocol_error("window_update_on_idle_stream")
+                raise protocol_error("window_update_on_idle_stream")
             return
         if stream is not None and not increment:
             self._stream_error(stream, ErrorCode.PROTOCOL_ERROR, "window_increment_0")
@@ -758,11 +465,11 @@ class ReferenceCodec:
         """What h2 does not look at, and what the border keeps itself."""
         if not self._is_server:
             if values.get(frames.SETTING_ENABLE_PUSH):
-                raise _protocol_error("server_enabled_push")
+                raise protocol_error("server_enabled_push")
             self.peer_max_streams = values.get(frames.SETTING_MAX_CONCURRENT_STREAMS, self.peer_max_streams)
         is_enabled = self._library.remote_settings.enable_connect_protocol == 1
         if is_enabled and values.get(frames.SETTING_ENABLE_CONNECT_PROTOCOL) == 0:
-            raise _protocol_error("connect_protocol_withdrawn")
+            raise protocol_error("connect_protocol_withdrawn")
 
     def _on_ping(self, flags: int, frame: bytes) -> None:
         payload = frame[9:]
@@ -779,7 +486,7 @@ class ReferenceCodec:
     def _on_goaway(self, stream_id: int, payload: bytes) -> None:
         """h2 would close the connection here; the streams that the peer knows go on (6.8)."""
         if stream_id:
-            raise _protocol_error("goaway_on_a_stream")
+            raise protocol_error("goaway_on_a_stream")
         if len(payload) < 8:
             raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "frame_size_wrong")
         last = int.from_bytes(payload[:4], "big") & _ID_MASK
@@ -798,7 +505,7 @@ class ReferenceCodec:
 
     def _on_priority(self, stream_id: int, size: int) -> None:
         if not stream_id:
-            raise _protocol_error("priority_on_stream_0")
+            raise protocol_error("priority_on_stream_0")
         self._guard.priority()
         if size != 5:
             stream = self._streams.get(stream_id)

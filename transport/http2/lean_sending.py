@@ -32,22 +32,6 @@ _pack = frames.FRAME_HEADER.pack
 _pack_into = frames.FRAME_HEADER.pack_into
 
 
-def our_settings(role: Role, settings: Http2Settings) -> bytes:
-    """The SETTINGS frame that opens our side (ztunnel-facts 2.7)."""
-    values = [
-        (frames.SETTING_INITIAL_WINDOW_SIZE, settings.initial_window),
-        (frames.SETTING_MAX_FRAME_SIZE, settings.max_frame),
-        (frames.SETTING_MAX_HEADER_LIST_SIZE, settings.max_header_list),
-    ]
-    if role is Role.CLIENT:
-        values.append((frames.SETTING_ENABLE_PUSH, 0))
-    else:
-        values.append((frames.SETTING_MAX_CONCURRENT_STREAMS, settings.max_concurrent_streams))
-        if settings.enable_connect_protocol:
-            values.append((frames.SETTING_ENABLE_CONNECT_PROTOCOL, 1))
-    return frames.settings(values)
-
-
 class SendingHalf:
     """See codec.Http2Codec for what each public method promises."""
 
@@ -93,12 +77,7 @@ class SendingHalf:
         return self._has_peer_goaway or self._goaway_sent is not None or self._is_failed
 
     def start(self) -> None:
-        if not self._is_server:
-            self._out += frames.PREFACE
-        self._out += our_settings(self._role, self._settings)
-        increment = self._settings.connection_window - DEFAULT_WINDOW
-        if increment:
-            self._out += frames.window_update(0, increment)
+        self._out += frames.opening(self._role, self._settings)
 
     def take_output(self) -> bytes | bytearray:
         out = self._out
