@@ -126,13 +126,11 @@ class _Builder:
             value = self._value(self._next(), (), MAX_DEPTH)
             event = self._next()
             assert isinstance(event, DocumentEndEvent)
-            is_single = isinstance(self._next(), StreamEndEvent)
+            self._next()  # the end of the stream; libyaml refuses another document without `---`
         except yaml.YAMLError as error:
             raise self._translated(error) from error
         finally:
             loader.dispose()
-        if not is_single:
-            raise self._refused("a second document begins here without a line `---` before it")
         return value
 
     def _next(self) -> object:
