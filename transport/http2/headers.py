@@ -24,6 +24,7 @@ _METHOD: Final = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+").fullmatch
 _LENGTH: Final = re.compile(rb"[0-9]{1,18}").fullmatch
 _STATUS: Final = re.compile(rb"[1-5][0-9][0-9]").fullmatch
 _COLON: Final = 0x3A
+_MAX_AUTHORITY: Final = 255  # longer ones have crashed proxies (CVE-2024-32475), and no name is that long
 
 _CONNECTION_SPECIFIC: Final = frozenset(
     {b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade", b"http2-settings"}
@@ -116,6 +117,8 @@ def _pseudo(headers: Sequence[Header], allowed: frozenset[bytes]) -> dict[bytes,
 
 
 def _check_authority(authority: bytes) -> None:
+    if len(authority) > _MAX_AUTHORITY:
+        raise HeadFault(400, "authority_too_long")
     if _TARGET_BAD(authority):
         raise HeadFault(400, "authority_malformed")
     if b"@" in authority:

@@ -199,6 +199,8 @@ REJECTED_REQUESTS: list[tuple[str, Headers, int]] = [
     ("authority_missing", without(GET, b":authority"), 400),
     ("authority_missing", with_(GET, b":authority", b""), 400),
     ("authority_missing", [*without(GET, b":authority"), (b"host", b"")], 400),
+    ("authority_too_long", with_(CONNECT, b":authority", b"a" * 256), 400),
+    ("authority_too_long", [*without(GET, b":authority"), (b"host", b"a" * 256)], 400),
     ("authority_has_userinfo", with_(GET, b":authority", b"user@web"), 400),
     ("authority_malformed", with_(GET, b":authority", b"web evil"), 400),
     ("authority_malformed", with_(CONNECT, b":authority", b"10.0.0.1:80 x"), 400),
