@@ -116,7 +116,7 @@ class Story:
             body = self.fetch("client", self.url("web"))
             self.show(f"client$ curl {self.url('web')}\n{body}")
             lines = [line for line in self._readable(capture) if REQUEST in line or SECRET in line]
-        self.say("tcpdump on the link between the nodes:")
+        self.say("a packet capture on the link between the nodes:")
         self.show("\n".join(line.decode(errors="replace") for line in lines))
         self.claim(
             "before enrolment the request and its answer can be read on the wire",

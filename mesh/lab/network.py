@@ -32,12 +32,14 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from mesh.lab import recorder
 from mesh.lab.capture import ETHERTYPE_EXPERIMENT, Capture
 from mesh.lab.errors import LabCommandError, LabError, NamespacesForbiddenError
 from mesh.lab.private import is_private
@@ -362,7 +364,10 @@ class Lab:
             marker = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
             marker.bind((interface, ETHERTYPE_EXPERIMENT))
         argv = ["tcpdump", "-Z", "root", "-n", "-s", "0", "-U", "--immediate-mode", "-i", interface]
-        process = self.popen(where, [*argv, "-w", str(path)])
+        argv += ["-w", str(path)]
+        if recorder.is_needed():
+            argv = [sys.executable, "-I", "-S", recorder.__file__, interface, str(path)]
+        process = self.popen(where, argv)
         try:
             capture = Capture(process, path, marker)
         except BaseException:

@@ -44,10 +44,15 @@ class Demo:
             "COLUMNS": "250",
         }
         self.namespaces = namespaces()
+        self.prefix: list[str] = []
+
+    @property
+    def command(self) -> list[str]:
+        return [*self.prefix, sys.executable, "-m", "mesh.cli", "demo"]
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [sys.executable, "-m", "mesh.cli", "demo", *arguments],
+            [*self.command, *arguments],
             cwd=ROOT,
             env=self.environment,
             stdout=subprocess.PIPE,
@@ -57,7 +62,7 @@ class Demo:
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "-m", "mesh.cli", "demo", *arguments],
+            [*self.command, *arguments],
             cwd=ROOT,
             env=self.environment,
             capture_output=True,
@@ -110,6 +115,13 @@ def test_every_claim_holds_and_nothing_is_left(demo: Demo) -> None:
         assert claim in table
     assert "FAILED" not in done.stdout
     assert done.stderr == ""
+
+
+def test_an_ordinary_user_sees_the_same(demo: Demo) -> None:
+    demo.prefix = ["unshare", "--user", "--map-user=1000", "--map-group=1000", "--"]
+    done = demo.run("--fast")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count(" ok ") > len(CLAIMS)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
