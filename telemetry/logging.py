@@ -43,7 +43,8 @@ class LogLevels:
 
     def set(self, specification: str) -> None:
         """`debug`, or `scope=debug,other=warn`, or both mixed. Raises `InvalidLogLevel`, changing nothing."""
-        default, scopes = self._default, dict(self._scopes)
+        default = ""
+        scopes: dict[str, str] = {}
         for item in specification.split(","):
             scope, separator, level = item.strip().rpartition("=")
             level = _ALIASES.get(level.lower(), level.lower())
@@ -55,7 +56,9 @@ class LogLevels:
             if scope:
                 scopes[scope] = level
             else:
-                default, scopes = level, {}
+                default = level
+        if not default:  # only scopes: the rest stays as it is
+            default, scopes = self._default, {**self._scopes, **scopes}
         self._default, self._scopes = default, scopes
 
     def reset(self) -> None:
