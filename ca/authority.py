@@ -26,6 +26,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 
 from ca import private_files
 from ca.certificate import (
+    PARSE_ERRORS,
     Signer,
     key_to_pem,
     make_issuing,
@@ -200,7 +201,7 @@ def _check_signer(signer: Signer, path: Path, trust_domain: str, now: dt.datetim
     try:
         constraints = signer.certificate.extensions.get_extension_for_class(x509.BasicConstraints).value
         names = uri_names(signer.certificate)
-    except (x509.ExtensionNotFound, ValueError) as error:
+    except (x509.ExtensionNotFound, *PARSE_ERRORS) as error:
         raise StateNotReadable(f"the certificate in {path} is not a CA's") from error
     if not constraints.ca:
         raise StateNotReadable(f"the certificate in {path} is not a CA's")
@@ -244,6 +245,6 @@ def _check_anchored(issuing: Signer, roots_pem: str, directory: Path) -> None:
 def _is_issued_by(child: x509.Certificate, parent: x509.Certificate) -> bool:
     try:
         child.verify_directly_issued_by(parent)
-    except (ValueError, TypeError, InvalidSignature):
+    except (*PARSE_ERRORS, InvalidSignature):
         return False
     return True

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -25,6 +26,16 @@ LEAF_BACKDATE = dt.timedelta(minutes=2)
 SIGNER_BACKDATE = dt.timedelta(days=2)
 ROOT_LIFETIME = dt.timedelta(days=10 * 365)
 ISSUING_LIFETIME = dt.timedelta(days=5 * 365)
+
+# All that `cryptography` raises for X.509 it cannot read: not every one of them is a ValueError.
+PARSE_ERRORS = (
+    ValueError,
+    TypeError,
+    UnsupportedAlgorithm,
+    x509.InvalidVersion,
+    x509.DuplicateExtension,
+    x509.UnsupportedGeneralNameType,
+)
 
 PublicKey: TypeAlias = ec.EllipticCurvePublicKey | rsa.RSAPublicKey
 
@@ -183,7 +194,7 @@ def read_signer(pem: bytes, source: str) -> Signer:
     try:
         key = serialization.load_pem_private_key(pem, password=None)
         chain = tuple(x509.load_pem_x509_certificates(pem))
-    except (ValueError, TypeError) as error:
+    except PARSE_ERRORS as error:
         raise StateNotReadable(f"{source} does not hold a private key and certificates in PEM") from error
     if not isinstance(key, ec.EllipticCurvePrivateKey):
         raise StateNotReadable(f"{source} holds a key that is not ECDSA")
@@ -195,7 +206,7 @@ def write_signer(signer: Signer) -> bytes:
 
 
 def uri_names(certificate: x509.Certificate | x509.CertificateSigningRequest) -> tuple[str, ...]:
-    """The URI SANs in order; empty without the extension. Raises ValueError for one that cannot be parsed."""
+    """The URI SANs in order; empty without the extension. Raises one of PARSE_ERRORS."""
     try:
         extension = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)
     except x509.ExtensionNotFound:

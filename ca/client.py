@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 from google.protobuf.message import DecodeError
 
-from ca.certificate import key_to_pem, new_key, uri_names
+from ca.certificate import PARSE_ERRORS, key_to_pem, new_key, uri_names
 from ca.credentials import Credential
 from ca.errors import ResponseInvalid, TokenNotReadable, TrustNotUsable
 from ca.protocol import IMPERSONATED_IDENTITY, METHOD
@@ -144,12 +144,13 @@ def read_response(
         for element in chain[1:-1]:
             x509.load_pem_x509_certificates(element.encode())
         names = uri_names(leaf)
+        is_our_key = leaf.public_key() == key.public_key()
         roots = parse_roots(chain[-1])
-    except ValueError as error:
+    except PARSE_ERRORS as error:
         raise ResponseInvalid("the CA's answer holds something that is no certificate") from error
     except TrustNotUsable as error:
         raise ResponseInvalid(f"the CA's answer has no usable root: {error.text}") from error
-    if leaf.public_key() != key.public_key():
+    if not is_our_key:
         raise ResponseInvalid("the certificate is for another key")
     if is_impersonating and names[:1] != (str(identity),):
         raise ResponseInvalid(

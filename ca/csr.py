@@ -8,10 +8,9 @@ are still checked, because a client that asks for another name than it will get 
 from __future__ import annotations
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
-from ca.certificate import PublicKey
+from ca.certificate import PARSE_ERRORS, PublicKey
 from ca.errors import CsrRejected
 from transport.spiffe import SpiffeId
 
@@ -35,7 +34,7 @@ def check_csr(pem: str | bytes, identity: SpiffeId) -> PublicKey:
         if not csr.is_signature_valid:
             raise CsrRejected("the request is not signed by its own key")
         _check_names(csr, identity)
-    except (ValueError, TypeError, UnsupportedAlgorithm, x509.UnsupportedGeneralNameType) as error:
+    except PARSE_ERRORS as error:
         raise CsrRejected("the request cannot be parsed") from error
     return key
 

@@ -40,12 +40,14 @@ def parse_roots(text: str) -> Roots:
     """Duplicates and unreadable blocks are dropped; raises TrustNotUsable if nothing is left."""
     from cryptography import x509  # noqa: PLC0415 - keeps importers of this module light
 
+    from ca.certificate import PARSE_ERRORS  # noqa: PLC0415 - same
+
     blocks: dict[str, None] = {}
     skipped = 0
     for block in _BLOCK.findall(text):
         try:
             x509.load_pem_x509_certificate(block.encode())
-        except ValueError:
+        except PARSE_ERRORS:
             skipped += 1
             continue
         blocks[block.strip() + "\n"] = None

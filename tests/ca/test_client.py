@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import datetime as dt
+import ssl
+import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ca.certificate import key_to_pem, new_key, uri_names
 from ca.client import make_csr, read_response, token_source
@@ -19,11 +24,19 @@ from .harness import DAY, NOW, WEB, identity, make_authority
 Answer = tuple[ec.EllipticCurvePrivateKey, list[str]]
 
 
-@pytest.fixture(name="answer")
-def _answer(tmp_path: Path) -> Answer:
-    key = new_key()
-    issued = make_authority(tmp_path / "ca").sign(make_csr(key, WEB), WEB, DAY, NOW)
+def _sound() -> Answer:
+    with tempfile.TemporaryDirectory() as folder:
+        key = new_key()
+        issued = make_authority(Path(folder) / "ca").sign(make_csr(key, WEB), WEB, DAY, NOW)
     return key, [issued.leaf, *issued.intermediates, issued.roots_pem]
+
+
+SOUND = _sound()
+
+
+@pytest.fixture(name="answer")
+def _answer() -> Answer:
+    return SOUND
 
 
 def test_a_request_has_an_empty_subject_and_one_critical_uri() -> None:
@@ -94,3 +107,15 @@ def test_tokens_are_read_anew_from_their_file(tmp_path: Path) -> None:
     path.write_text("two")
     assert source() == "two"
     assert token_source("literal.token")() == "literal.token"
+
+
+@given(st.integers(0, 2), st.integers(0, 5000), st.integers(1, 255))
+def test_a_damaged_answer_lets_nothing_else_escape(element: int, position: int, flip: int) -> None:
+    """Damage of signatures and dates is for TLS to find; here it must only not break the program."""
+    key, sound = SOUND
+    der = bytearray(ssl.PEM_cert_to_DER_cert(sound[element].strip()))
+    der[position % len(der)] ^= flip
+    chain = list(sound)
+    chain[element] = ssl.DER_cert_to_PEM_cert(bytes(der))
+    with suppress(ResponseInvalid):
+        read_response(chain, key, WEB, is_impersonating=True)
