@@ -114,18 +114,10 @@ def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
 def _add_status(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     status = commands.add_parser("status", help="what the mesh's processes say about themselves")
     status.set_defaults(work=_status)
-    status.add_argument(
-        "--control-plane", metavar="HOST:PORT", default="127.0.0.1:15014", help="status port (%(default)s)"
-    )
-    status.add_argument(
-        "--agent", metavar="SOCKET", type=Path, default=DEFAULT_AGENT_SOCKET, help="node agent (%(default)s)"
-    )
-    status.add_argument(
-        "--ztunnel", metavar="HOST:PORT", default="127.0.0.1:15000", help="admin (%(default)s)"
-    )
-    status.add_argument(
-        "--readiness", metavar="HOST:PORT", default="127.0.0.1:15021", help="the ztunnel's (%(default)s)"
-    )
+    status.add_argument("--control-plane", metavar="HOST:PORT", help="status port (127.0.0.1:15014)")
+    status.add_argument("--agent", metavar="SOCKET", type=Path, help=f"node agent ({DEFAULT_AGENT_SOCKET})")
+    status.add_argument("--ztunnel", metavar="HOST:PORT", help="admin port (127.0.0.1:15000)")
+    status.add_argument("--readiness", metavar="HOST:PORT", help="the ztunnel's (127.0.0.1:15021)")
 
 
 def _add_config(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

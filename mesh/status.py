@@ -1,6 +1,7 @@
 """`mycelia status`: asks the control plane, this node's agent and ztunnel, and shows what they say.
 
-A process that does not answer is shown as such; the exit code is 1 when anything is not well.
+A process that was not asked for by an option and is not on this machine is left out; the exit code is 1 when
+anything is not well, or nothing is here.
 """
 
 from __future__ import annotations
@@ -8,17 +9,23 @@ from __future__ import annotations
 import argparse
 import http.client
 import json
+import socket
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from mesh.errors import BadArgumentError
+from mesh.errors import BadArgumentError, UnreachableError
 from mesh.node_command import table as workload_table
-from node.api_client import AgentClient
+from node.api_client import AgentClient, ListedWorkload
 from transport.errors import MeshError
 
+CONTROL_PLANE = "127.0.0.1:15014"
+ADMIN, READINESS = "127.0.0.1:15000", "127.0.0.1:15021"
+AGENT = Path("/var/run/mycelia/node.sock")
 TIMEOUT_S = 5.0
 SHOWN_PROBLEMS = 20
 
@@ -34,22 +41,37 @@ class Line:
 
 def run(options: argparse.Namespace) -> int:
     console = Console()
-    lines = [
-        *control_plane_lines(options.control_plane),
-        *ztunnel_lines(options.ztunnel, options.readiness),
-    ]
-    try:
-        with AgentClient(options.agent) as agent:
-            status, workloads = agent.status(), agent.list()
-    except MeshError as error:
-        lines.append(Line("node agent", str(error), is_well=False))
-        workloads = []
-    else:
-        lines += agent_lines(status)
+    lines: list[Line] = []
+    workloads: list[ListedWorkload] = []
+    if options.control_plane or listens(CONTROL_PLANE):
+        lines += control_plane_lines(options.control_plane or CONTROL_PLANE)
+    if options.ztunnel or options.readiness or listens(READINESS):
+        lines += ztunnel_lines(options.ztunnel or ADMIN, options.readiness or READINESS)
+    if options.agent or AGENT.exists():
+        try:
+            with AgentClient(options.agent or AGENT) as agent:
+                lines += agent_lines(agent.status())
+                workloads = agent.list()
+        except MeshError as error:
+            lines.append(Line("node agent", str(error), is_well=False))
+    if not lines:
+        raise UnreachableError(
+            "nothing of the mesh runs on this machine at the usual addresses",
+            next_step="name them: mycelia status --help",
+        )
     console.print(draw(lines))
     if workloads:
         console.print(workload_table(workloads))
     return 0 if all(line.is_well for line in lines) else 1
+
+
+def listens(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_connection((host, int(port)), timeout=TIMEOUT_S):
+            return True
+    except OSError:
+        return False
 
 
 def draw(lines: list[Line]) -> Table:
@@ -99,20 +121,45 @@ def ztunnel_lines(admin: str, readiness: str) -> list[Line]:
 
 
 def control_plane_lines(address: str) -> list[Line]:
+    pages: dict[str, Any] = {}
     try:
-        status, text = get(address, "/status")
+        for page in ("/status", "/problems", "/nodes"):
+            status, text = get(address, page)
+            if status != http.HTTPStatus.OK:
+                return [Line("control plane", f"answers {status} to {page} at {address}", is_well=False)]
+            pages[page] = json.loads(text)
+        return describe_control_plane(pages["/status"], pages["/problems"], pages["/nodes"])
     except (OSError, http.client.HTTPException) as error:
         return [Line("control plane", f"does not answer at {address}: {error}", is_well=False)]
-    if status != http.HTTPStatus.OK:
-        return [Line("control plane", f"answers {status} at {address}", is_well=False)]
-    try:
-        return describe_control_plane(json.loads(text))
-    except (ValueError, AttributeError, TypeError):
+    except (ValueError, KeyError, TypeError):
         return [Line("control plane", f"what answers at {address} is no control plane", is_well=False)]
 
 
-def describe_control_plane(document: dict[str, object]) -> list[Line]:
-    return [Line("control plane", json.dumps(document))]
+def describe_control_plane(
+    summary: dict[str, Any], problems: list[dict[str, Any]], nodes: dict[str, Any]
+) -> list[Line]:
+    """Of the pages /status, /problems and /nodes (config/status.py)."""
+    is_ready = bool(summary["is_ready"])
+    lines = [
+        Line("control plane", "ready" if is_ready else "loading manifests", is_well=is_ready),
+        Line("control plane", f"trust domain {summary['trust_domain']}, {summary['objects']} objects"),
+        Line("control plane", f"{summary['xds_clients']} node proxies, {summary['nodes_connected']} agents"),
+    ]
+    for problem in problems[:SHOWN_PROBLEMS]:
+        place = f"{problem['file']}, line {problem['line']}, {problem['object']}: {problem['path']}"
+        is_well = problem["severity"] != "error"
+        lines.append(Line("manifests", f"{problem['severity']}: {place}: {problem['text']}", is_well=is_well))
+    if len(problems) > SHOWN_PROBLEMS:
+        lines.append(Line("manifests", f"and {len(problems) - SHOWN_PROBLEMS} more", is_well=False))
+    for node in nodes["nodes"]:
+        captured = sum(bool(workload["is_captured"]) for workload in node["workloads"])
+        fact = f"{node['node']}: {captured} of {len(node['workloads'])} workloads captured"
+        is_connected = bool(node["is_connected"])
+        lines.append(Line("nodes", fact + ("" if is_connected else ", agent away"), is_well=is_connected))
+        for workload in node["workloads"]:
+            troubles = (f"{workload['uid']}: {problem}" for problem in workload["problems"])
+            lines.extend(Line("nodes", trouble, is_well=False) for trouble in troubles)
+    return lines
 
 
 def get(address: str, path: str) -> tuple[int, str]:

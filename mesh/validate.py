@@ -8,7 +8,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 
+from config.control_plane import check_directory
 from config.findings import Severity
+from config.settings import MeshSettings
 from config.source.directory import DirectorySource
 
 STYLES = {Severity.ERROR: "red", Severity.WARNING: "yellow", Severity.IGNORED: "dim"}
@@ -16,9 +18,9 @@ STYLES = {Severity.ERROR: "red", Severity.WARNING: "yellow", Severity.IGNORED: "
 
 def run(directory: Path) -> int:
     """0: every object is in force as written; 1: one is not. Raises MeshError for an unreadable folder."""
+    problems = check_directory(directory, MeshSettings())
     source = DirectorySource(directory)
     source.load_blocking()
-    problems = source.problems()
     console = Console(soft_wrap=True)
     for problem in problems:
         style = STYLES[problem.severity]

@@ -21,7 +21,7 @@ from typing import Final, NoReturn
 from rich.console import Console
 
 from mesh.demo import keep, layout
-from mesh.demo.layout import ACTORS
+from mesh.demo.layout import ACTORS, NODES
 from mesh.demo.programs import require_programs
 from mesh.errors import DemoRunningError
 from mesh.lab.errors import NamespacesForbiddenError
@@ -76,8 +76,11 @@ def tell_inside(*, is_fast: bool) -> int:
             console.print()
             console.print(story.ledger.table())
             code = 1 if story.ledger.has_failed else 0
+            names = [actor.name for actor in ACTORS]
             if ready >= 0:
-                _stay(ready, code, {actor.name: stage.workload(actor.name).namespace for actor in ACTORS})
+                _stay(
+                    ready, code, {name: stage.lab[name].namespace for name in (*names, *NODES, "management")}
+                )
         except KeyboardInterrupt:
             code = EXIT_INTERRUPTED
         with _deaf():
@@ -172,7 +175,8 @@ def _print_hints(console: Console) -> None:
     console.print("\nThe demo stays up. Enter a workload, or take it down:")
     for line in (
         "mycelia demo exec client -- curl http://10.78.0.10/order.txt",
-        "mycelia demo exec web -- ip addr",
+        "mycelia demo exec beta -- curl -s localhost:15000/config_dump",
+        "mycelia demo exec management -- curl -s localhost:15014/nodes",
         "mycelia demo exec outsider -- curl http://10.77.2.10/order.txt",
         "mycelia demo stop",
     ):

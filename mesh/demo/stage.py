@@ -72,7 +72,7 @@ class Stage:
                 *("--manifests", str(layout.manifests())),
                 *("--state-dir", str(state)),
                 *("--listen", f"{place.ipv4}:{XDS_PORT}"),
-                *("--status-listen", f"{place.ipv4}:{STATUS_PORT}"),
+                *("--status-listen", f"127.0.0.1:{STATUS_PORT}"),
             ],
         )
         self.wait_for("the control plane", partial(self._listens, place, XDS_PORT))
