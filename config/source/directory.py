@@ -93,18 +93,17 @@ class DirectorySource:
         """Watches until cancelled. What changed between `load` and `started()` is found at once."""
         notifier = self._open_notifier()
         try:
-            is_everything = True
-            notices = Notices()
+            notices = Notices(is_structural=True)
             while True:
+                is_everything = self._is_everything(notices)
                 if notifier is not None and is_everything:
                     notifier = self._watch(notifier)
                 await self._refresh(None if is_everything else notices, on_changes)
-                if notifier is not None and is_everything and self._has_new_directories(notifier):
-                    continue
+                if notifier is not None and is_everything and (notices := notifier.read()):
+                    continue  # came while everything was listed: perhaps after its own turn in the list
                 task_status.started()
                 task_status = trio.TASK_STATUS_IGNORED
                 notices = await self._next(notifier)
-                is_everything = self._is_everything(notices)
         finally:
             if notifier is not None:
                 trio.lowlevel.notify_closing(notifier.fd)
@@ -131,17 +130,15 @@ class DirectorySource:
             return None
         return notifier
 
-    def _has_new_directories(self, notifier: Inotify) -> bool:
-        """A directory that appeared between listing and watching: its files were missed."""
-        return notifier.read().is_structural
-
     async def _next(self, notifier: Inotify | None) -> Notices:
         if notifier is None:
             await trio.sleep(POLL_S)
             return Notices(is_structural=True)
+        notices = Notices()
         with trio.move_on_after(SETTLE_NS / 1e9 if self._is_unsettled else RESCAN_S):
-            await trio.lowlevel.wait_readable(notifier.fd)
-        notices = notifier.read()
+            while not notices:
+                await trio.lowlevel.wait_readable(notifier.fd)
+                notices = notifier.read()
         if not notices:
             return Notices(is_structural=True)
         with trio.move_on_after(BURST_S):
