@@ -192,18 +192,20 @@ class _Builder:
 
     def _mapping(self, path: Path, depth: int) -> dict[str, object]:
         mapping: dict[str, object] = {}
-        merged: list[object] = []
+        merged: list[tuple[int, object]] = []
         while not isinstance(event := self._next(), MappingEndEvent):
             key, is_merge = self._key(event)
             if is_merge:
-                merged.append(self._value(self._next(), (*path, "<<"), depth))
+                line = self._line
+                merged.append((line, self._value(self._next(), (*path, "<<"), depth)))
                 continue
             if key in mapping:
                 raise self._refused(f'key "{key}" is written twice in one mapping; the second is here')
             if self._lines is not None:
                 self._lines[(*path, key)] = self._line
             mapping[key] = self._value(self._next(), (*path, key), depth)
-        for value in merged:
+        for line, value in merged:
+            self._line = line
             self._merge(mapping, value)
         return mapping
 

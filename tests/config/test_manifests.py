@@ -12,7 +12,7 @@ import pytest
 from config.findings import Severity
 from config.kinds.catalogue import supported_kinds
 from config.source.manifest_set import read_file
-from tests.config.support import read, warnings_of
+from tests.config.support import namespace, read, warnings_of
 
 MANIFESTS = Path(__file__).parent / "manifests"
 
@@ -80,9 +80,11 @@ def test_foreign_kinds_are_told_by_name_and_are_no_errors(text: str, part: str) 
     ("text", "part"),
     [
         (
-            "apiVersion: v1\nkind: Namespace\nmetadata: {name: a, labels: {istio.io/dataplane-mode: Ambient}}",
-            'metadata.labels[istio.io/dataplane-mode]: found text "Ambient", which captures nothing; '
-            "allowed: ambient, none",
+            namespace("a", "istio.io/dataplane-mode: Ambient"),
+            (
+                'metadata.labels[istio.io/dataplane-mode]: found text "Ambient", which captures nothing; '
+                "allowed: ambient, none"
+            ),
         ),
         (
             "apiVersion: v1\nkind: Service\nmetadata: {name: a}\nspec: {ports: [{port: 53, protocol: UDP}]}",
@@ -98,23 +100,31 @@ def test_foreign_kinds_are_told_by_name_and_are_no_errors(text: str, part: str) 
         ),
         ("apiVersion: v1\nkind: Pod\nmetadata: {name: a}\nspec: {}", "a Pod without an address"),
         (
-            "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: a}\n"
-            "spec: {rules: [{from: [{source: {principals: ['spiffe://a/ns/b/sa/c', 'a*b']}}]}]}",
+            (
+                "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: a}\n"
+                "spec: {rules: [{from: [{source: {principals: ['spiffe://a/ns/b/sa/c', 'a*b']}}]}]}"
+            ),
             "principals are written without spiffe://",
         ),
         (
-            "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: a}\n"
-            "spec: {mtls: {mode: DISABLE}}",
+            (
+                "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: a}\n"
+                "spec: {mtls: {mode: DISABLE}}"
+            ),
             "DISABLE acts like PERMISSIVE",
         ),
         (
-            "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {name: a}\n"
-            "spec: {hosts: [a.b], exportTo: ['.']}",
+            (
+                "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {name: a}\n"
+                "spec: {hosts: [a.b], exportTo: ['.']}"
+            ),
             "spec.exportTo: has no effect in an ambient mesh",
         ),
         (
-            "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {name: a}\n"
-            "spec: {gatewayClassName: nginx}",
+            (
+                "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {name: a}\n"
+                "spec: {gatewayClassName: nginx}"
+            ),
             'class "nginx" is not run by this mesh; supported: istio-waypoint',
         ),
     ],
