@@ -13,7 +13,8 @@ import pytest
 from mesh.lab.network import Lab
 from tests.kit.mesh import Mesh
 
-SHOWN_LINES = 25
+SHOWN_LINES = 15
+SHOWN_COLUMNS = 400
 
 
 @pytest.fixture
@@ -46,5 +47,5 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
             for log in sorted(made.directory.rglob("*.log")):
                 lines = log.read_text(errors="replace").splitlines()[-SHOWN_LINES:]
                 title = str(log.relative_to(made.directory))
-                report.sections.append((title, "\n".join(lines)))  # type: ignore[attr-defined]
+                report.sections.append((title, "\n".join(line[:SHOWN_COLUMNS] for line in lines)))  # type: ignore[attr-defined]
     return report
