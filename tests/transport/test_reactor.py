@@ -480,6 +480,22 @@ def test_work_that_renews_itself_for_ever_does_not_starve_descriptors_and_timers
     assert log
 
 
+def test_work_that_renews_itself_goes_on_though_nothing_else_happens(host: Host, reactor: Reactor) -> None:
+    left = 5000
+
+    def soon() -> None:
+        nonlocal left
+        left -= 1
+        if left:
+            reactor.call_soon(soon)
+        else:
+            reactor.stop()
+
+    reactor.call_soon(soon)
+    host_run_in_real_time(host, reactor)
+    assert left == 0
+
+
 def test_timers_run_in_order_not_early_and_not_when_cancelled(host: Host, reactor: Reactor) -> None:
     log: list[tuple[str, float]] = []
     start = reactor.now
@@ -646,15 +662,17 @@ async def test_other_trio_tasks_wake_the_loop_with_every_kind_of_work(
         log: list[str] = []
         async with trio.open_nursery() as nursery:
             await nursery.start(lambda task_status: reactor.run_in_trio(task_status=task_status))
-            await trio.testing.wait_all_tasks_blocked()
+            await trio.sleep(1)
             reactor.call_soon(lambda: log.append("soon"))
-            await trio.testing.wait_all_tasks_blocked()
+            await trio.sleep(1)
+            assert log == ["soon"]
             reactor.mark_dirty(Flushing(log, "flush"))
-            await trio.testing.wait_all_tasks_blocked()
+            await trio.sleep(1)
+            assert log == ["soon", "flush"]
             reactor.call_later(10.0, lambda: log.append("timer"))
             await trio.sleep(11)
+            assert log == ["soon", "flush", "timer"]
             reactor.stop()
-        assert log == ["soon", "flush", "timer"]
 
 
 async def test_other_trio_tasks_get_their_turn_while_the_reactor_is_busy() -> None:

@@ -213,6 +213,25 @@ def test_reader_that_pauses_at_each_piece_gets_everything(bench: Bench) -> None:
     assert server.received == data
 
 
+def test_reader_that_pauses_between_two_fills_of_the_shared_buffer_gets_the_rest_later(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("transport.tls.engine.PLAIN_BYTES", 20_000)  # one record fills it
+    server, client = bench.opened(server_actions={"data": lambda recorder: recorder.pump.pause_reading()})
+    data = os.urandom(100_000)
+    client.pump.write(data)
+    for pieces in range(1, 7):
+        bench.settle()
+        assert server.events.count("data") == pieces
+        assert server.received == data[: pieces * 16384]
+        server.pump.resume_reading()
+    bench.until(lambda: len(server.received) == len(data))
+    client.pump.write(b"more")
+    bench.settle()
+    server.pump.resume_reading()
+    bench.until(lambda: server.received == data + b"more")
+
+
 def test_one_busy_connection_does_not_starve_another(bench: Bench) -> None:
     """Each readable callback takes one recv: the small message overtakes the rest of the bulk."""
     busy_server, busy_client = bench.opened()
@@ -245,6 +264,28 @@ def test_close_delivers_what_was_written_and_ends_both_sides_in_order(bench: Ben
     assert client.events == ["handshake", "lost"]
     assert server.error is None
     assert client.error is None
+
+
+def test_close_does_not_wait_for_the_time_limit_when_the_peer_answers(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("transport.tls.pump._CLOSE_TIMEOUT_S", 1e6)
+    server, client = bench.opened(server_actions={"eof": lambda recorder: recorder.pump.close()})
+    client.pump.pause_reading()
+    client.pump.close()
+    bench.until_lost(server, client)
+
+
+def test_handler_that_closes_on_data_does_not_hear_of_the_end_that_came_with_it(bench: Bench) -> None:
+    server, client = bench.opened(server_actions={"data": lambda recorder: recorder.pump.close()})
+
+    def write_and_close() -> None:
+        client.pump.write(b"last words")
+        client.pump.close()
+
+    bench.reactor.call_soon(write_and_close)
+    bench.until_lost(server, client)
+    assert server.events == ["handshake", "data", "lost"]
 
 
 def test_half_closed_connection_still_carries_the_other_direction(bench: Bench) -> None:
