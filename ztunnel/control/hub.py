@@ -67,6 +67,7 @@ class Hub:
         yield pb.ToWorker(synced=pb.Synced()), None
 
     def on_up(self, index: int) -> None:  # noqa: ARG002 - part of the protocol
+        self._proxies.on_up()
         self._update_readiness()
 
     def on_lost(self, index: int) -> None:

@@ -130,6 +130,11 @@ class ProxyRegistry:
             proxy.results.pop(index, None)
             proxy.unanswered.pop(index, None)
             proxy.note_change()
+        self.on_change()
+
+    def on_up(self) -> None:
+        """A worker has joined: what was up everywhere is not until it listens too."""
+        self.on_change()
 
     def on_result(self, index: int, result: pb.WorkloadResult) -> None:
         proxy = self._proxies.get(result.uid)

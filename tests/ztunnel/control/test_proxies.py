@@ -167,8 +167,10 @@ async def test_worker_loss_makes_it_pending_until_the_next_worker_has_it() -> No
     bench = Bench(0)
     await bench.started()
     bench.pool.workers = set()
+    told = bench.changes
     bench.registry.on_lost(0)
     assert state_of(bench) == "Pending"
+    assert bench.changes > told
     close_all(list(bench.registry.replay(0)))
     bench.pool.workers = {0}
     assert state_of(bench) == "Pending"
