@@ -12,6 +12,7 @@ What takes time is awaited by looking (`wait`), never slept for. Logs are in `di
 from __future__ import annotations
 
 import contextlib
+import datetime as dt
 import http.client
 import itertools
 import json
@@ -27,6 +28,9 @@ from typing import Any, Self, TypeVar
 
 import yaml
 
+from ca.node_token import NodeTokens
+from config.control_plane import StateDirectory
+from config.state_files import make_directory
 from mesh.lab.network import Lab, Node, Place, Workload
 from node.api_client import AgentClient
 from node.errors import AgentUnreachableError
@@ -87,15 +91,14 @@ class Mesh:
     def __enter__(self) -> Self:
         try:
             self.apply("ambient", namespace("default", is_ambient=True))
+            self._mint_tokens()
             self.start_control_plane()
-            for processes in self.nodes.values():
-                processes.folder.mkdir()
-                self._mint_token(processes)
-                self.start_agent(processes.node.name)
             for name in self.nodes:
+                self._launch_agent(name)
                 self.start_ztunnel(name)
             for name in self.nodes:
-                self.wait(f"the ztunnel of {name}", lambda name=name: self.is_ready(name))  # type: ignore[misc]
+                self._await_agent(name)
+                self.await_ready(name)
         except BaseException:
             self.close()
             raise
@@ -126,6 +129,10 @@ class Mesh:
 
     def start_agent(self, name: str) -> None:
         """Starts the node's agent, and returns once its local API answers."""
+        self._launch_agent(name)
+        self._await_agent(name)
+
+    def _launch_agent(self, name: str) -> None:
         processes = self.nodes[name]
         processes.agent = self.lab.popen(
             processes.node,
@@ -143,6 +150,7 @@ class Mesh:
             cwd=ROOT,
         )
 
+    def _await_agent(self, name: str) -> None:
         def answers() -> bool:
             try:
                 self.agent(name).close()
@@ -151,6 +159,10 @@ class Mesh:
             return True
 
         self.wait(f"the agent of {name}", answers)
+
+    def await_ready(self, name: str) -> None:
+        """Until the node's ztunnel says that it is ready."""
+        self.wait(f"the ztunnel of {name}", lambda: self.is_ready(name))
 
     def start_ztunnel(self, name: str, **settings: str) -> subprocess.Popen[bytes]:
         """Starts a ztunnel on the node, beside one that may be there, and does not wait for it."""
@@ -167,7 +179,7 @@ class Mesh:
             "CA_ROOT_CA": root,
             "AUTH_TOKEN": str(processes.folder / "token"),
             "INPOD_UDS": str(processes.folder / "zds.sock"),
-            "MYCELIA_STATE_DIR": str(processes.folder / f"ztunnel-{processes.generation}"),
+            "MYCELIA_STATE_DIR": str(processes.folder / "ztunnel-state"),
             "LOG_FORMAT": "json",
             "RUST_LOG": "info",
             **self._ztunnel_settings,
@@ -185,14 +197,15 @@ class Mesh:
     def agent(self, name: str) -> AgentClient:
         return AgentClient(self.nodes[name].api)
 
-    def _mint_token(self, processes: NodeProcesses) -> None:
-        command = [sys.executable, "-m", "config", "mint-node-token", "--state-dir", str(self.state)]
-        minted = subprocess.run(
-            [*command, "--node", processes.node.name], capture_output=True, text=True, check=True, cwd=ROOT
-        )
-        path = processes.folder / "token"
-        path.touch(mode=0o600)
-        path.write_text(minted.stdout)
+    def _mint_tokens(self) -> None:
+        """As `python -m config mint-node-token` does, without a process for each."""
+        make_directory(self.state)
+        tokens = NodeTokens.load_or_create(StateDirectory(self.state).tokens)
+        for name, processes in self.nodes.items():
+            processes.folder.mkdir()
+            path = processes.folder / "token"
+            path.touch(mode=0o600)
+            path.write_text(tokens.mint(name, dt.timedelta(days=1), dt.datetime.now(dt.UTC)))
 
     # --- configuration ---
 
