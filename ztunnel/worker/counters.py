@@ -65,8 +65,10 @@ class TrafficTable:
 
     def parts(self, request_id: int, other: list[pb.Stats.Named]) -> Iterator[pb.ToControl]:
         """The answer to one StatsRequest, in parts of bounded size; the last has no `has_more`."""
-        everything = iter(list(self._series.values()))
-        left = len(self._series)
+        # A series that never counted belongs to a plan that only ever refused.
+        used = [series for series in self._series.values() if series.opened or series.closed]
+        everything = iter(used)
+        left = len(used)
         while True:
             stats = pb.Stats(id=request_id)
             for series in islice(everything, _SERIES_PER_PART):
