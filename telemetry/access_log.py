@@ -21,6 +21,7 @@ _MESSAGES = {
 }
 # Keys whose values stand without quotes: addresses and host names.
 _BARE_KEYS = frozenset({"src.addr", "dst.addr", "dst.hbone_addr"})
+_ALWAYS = frozenset({"src.addr", "dst.addr", "direction"})
 
 
 def level_of(flow: Flow) -> str:
@@ -51,22 +52,30 @@ def _plain(key: str, value: str | int) -> str:
 
 
 def _fields(flow: Flow) -> Iterator[tuple[str, str | int]]:
-    direction = "inbound" if flow.is_inbound else "outbound"
+    """The keys of this record in the documented order."""
     if flow.outcome == Flow.REFUSED:
         yield "src.addr", flow.src_addr
         yield "dst.addr", flow.dst_addr
-        yield "direction", direction
+        yield "direction", _direction(flow)
         yield "error", flow.error
         return
-    yield "src.addr", flow.src_addr
-    yield from _known("src", flow.src_workload, flow.src_namespace, flow.src_identity, flow.src_cluster)
-    yield "dst.addr", flow.dst_addr
-    if flow.dst_hbone_addr:
-        yield "dst.hbone_addr", flow.dst_hbone_addr
-    if flow.dst_service:
-        yield "dst.service", flow.dst_service
-    yield from _known("dst", flow.dst_workload, flow.dst_namespace, flow.dst_identity, flow.dst_cluster)
-    yield "direction", direction
+    for key, value in (
+        ("src.addr", flow.src_addr),
+        ("src.workload", flow.src_workload),
+        ("src.namespace", flow.src_namespace),
+        ("src.identity", flow.src_identity),
+        ("src.cluster", flow.src_cluster),
+        ("dst.addr", flow.dst_addr),
+        ("dst.hbone_addr", flow.dst_hbone_addr),
+        ("dst.service", flow.dst_service),
+        ("dst.workload", flow.dst_workload),
+        ("dst.namespace", flow.dst_namespace),
+        ("dst.identity", flow.dst_identity),
+        ("dst.cluster", flow.dst_cluster),
+        ("direction", _direction(flow)),
+    ):
+        if value or key in _ALWAYS:
+            yield key, value
     if flow.outcome == Flow.OPENED:
         return
     yield "bytes_sent", flow.bytes_sent
@@ -76,14 +85,5 @@ def _fields(flow: Flow) -> Iterator[tuple[str, str | int]]:
         yield "error", flow.error
 
 
-def _known(
-    side: str, workload: str, namespace: str, identity: str, cluster: str
-) -> Iterator[tuple[str, str]]:
-    if workload:
-        yield f"{side}.workload", workload
-    if namespace:
-        yield f"{side}.namespace", namespace
-    if identity:
-        yield f"{side}.identity", identity
-    if cluster:
-        yield f"{side}.cluster", cluster
+def _direction(flow: Flow) -> str:
+    return "inbound" if flow.is_inbound else "outbound"

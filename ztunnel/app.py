@@ -7,6 +7,7 @@ the last resources are saved, everything else is cancelled.
 
 from __future__ import annotations
 
+import gc
 import random
 import signal
 from collections.abc import Iterable, Mapping
@@ -115,6 +116,8 @@ class Ztunnel:
                     nursery.start_soon(part)
                 await nursery.start(self.manager.run)
                 nursery.start_soon(self._watch_signals)
+                for name in settings.without_effect:
+                    self._log.warning("setting_without_effect", variable=name)
                 self._log.info("started", version=self._version, workers=settings.workers)
                 task_status.started()
                 await self._shutdown.wait()
@@ -163,6 +166,9 @@ class Ztunnel:
             self._mesh_is_known()
 
     def _mesh_is_known(self) -> None:
+        """What is here now lives long: the collector need not walk thousands of workloads again and again."""
+        gc.collect()
+        gc.freeze()
         self.readiness.done(STATE_MANAGER)
         self._is_mesh_known.set()
 

@@ -27,6 +27,20 @@ DEFAULT_STATE_DIR = "/var/lib/mycelia/ztunnel"
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+# Harmless wishes of Istio's manifests that this proxy reads (and checks) without acting on them: DNS,
+# the times of TCP keepalive, sharing of ports (always on), verdicts in the log (they are in the access
+# log).
+_WITHOUT_EFFECT = (
+    "AUTHZ_POLICY_INFO_LOGGING",
+    "CLUSTER_DOMAIN",
+    "INPOD_PORT_REUSE",
+    "ISTIO_META_DNS_CAPTURE",
+    "KEEPALIVE_INTERVAL",
+    "KEEPALIVE_RETRIES",
+    "KEEPALIVE_TIME",
+    "PREFERED_SERVICE_NAMESPACE",
+    "USER_TIMEOUT_ENABLED",
+)
 _Value = TypeVar("_Value")
 
 Codec = Literal["lean", "reference"]
@@ -133,6 +147,8 @@ class Settings:
     log_level: str = "info"
     is_log_json: bool = False
     is_policy_logged: bool = False
+    # Variables that are set and change nothing here, for the operator to know.
+    without_effect: tuple[str, ...] = ()
 
 
 def settings_from(environment: Mapping[str, str]) -> Settings:
@@ -161,6 +177,7 @@ def settings_from(environment: Mapping[str, str]) -> Settings:
         log_level=level,
         is_log_json=reader.choice("LOG_FORMAT", "plain", ("plain", "json")) == "json",
         is_policy_logged=reader.boolean("AUTHZ_POLICY_INFO_LOGGING", default=False),
+        without_effect=tuple(sorted(name for name in _WITHOUT_EFFECT if environment.get(name))),
     )
 
 

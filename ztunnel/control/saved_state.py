@@ -122,9 +122,10 @@ class SavedState:
         if not self._is_changed:
             return True
         self._is_changed = False
-        data = encode_held(self._held())
+        # Copied here, encoded in the thread: thousands of resources must not hold up the next change.
+        held = {type_url: dict(resources) for type_url, resources in self._held().items()}
         try:
-            await trio.to_thread.run_sync(self._write, data)
+            await trio.to_thread.run_sync(self._write, held)
         except OSError as error:
             self._is_changed = True
             self._log.warning(
@@ -136,7 +137,8 @@ class SavedState:
             return False
         return True
 
-    def _write(self, data: bytes) -> None:
+    def _write(self, held: Held) -> None:
+        data = encode_held(held)
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         descriptor, temporary = tempfile.mkstemp(prefix=f".{FILE_NAME}.", dir=self._directory)
         try:

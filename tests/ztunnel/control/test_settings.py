@@ -228,3 +228,9 @@ def test_what_cannot_be_meant_is_refused_by_name(name: str, value: str) -> None:
 def test_dedicated_needs_a_workload(info: str) -> None:
     with pytest.raises(InvalidSetting, match="PROXY_WORKLOAD_INFO"):
         parsed(PROXY_MODE="dedicated", PROXY_WORKLOAD_INFO=info)
+
+
+def test_wishes_that_change_nothing_are_named() -> None:
+    assert parsed().without_effect == ()
+    found = parsed(KEEPALIVE_TIME="10s", CLUSTER_DOMAIN="x", NODE_NAME="n").without_effect
+    assert found == ("CLUSTER_DOMAIN", "KEEPALIVE_TIME")
