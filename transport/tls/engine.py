@@ -33,6 +33,7 @@ _scratch = _ffi.new("char **")
 _WANT_READ: Final[int] = _lib.SSL_ERROR_WANT_READ
 _ZERO_RETURN: Final[int] = _lib.SSL_ERROR_ZERO_RETURN
 _RECORD_BYTES = 16384
+_PIECE_BYTES = 32 * 1024  # of ciphertext into OpenSSL at a time
 
 
 class Decrypted(enum.Enum):
@@ -81,18 +82,41 @@ class TlsEngine:
         certificate = self._connection.get_peer_certificate(as_cryptography=True)
         return None if certificate is None else certificate.public_bytes(Encoding.DER)
 
-    def feed(self, size: int) -> None:
-        """Take in the first `size` bytes of buffers.cipher."""
-        if _bio_write(self._into_ssl, self._buffers.cipher_pointer, size) != size:
+    def feed(self, size: int, start: int = 0) -> None:
+        """Take in `size` bytes of buffers.cipher from `start`."""
+        if _bio_write(self._into_ssl, self._buffers.cipher_pointer + start, size) != size:
             raise MemoryError("OpenSSL's input buffer cannot grow")
 
-    def decrypt(self) -> Decrypted:
-        """Fill buffers.plain from its start; `plain_bytes` says how far. Raises TlsBroken."""
+    def decrypt(self, size: int = 0) -> Decrypted:
+        """Take in the first `size` bytes of buffers.cipher and fill buffers.plain from its start.
+
+        `plain_bytes` says how far. The input goes through OpenSSL in pieces: its buffer never shrinks, so
+        each connection that once read a full buffer would keep as much memory for life. Raises TlsBroken.
+        """
+        self.plain_bytes = 0
+        piece = min(size, _PIECE_BYTES)
+        if piece:
+            self.feed(piece)
+        taken = piece
+        while True:
+            outcome = self._read_records()
+            if taken == size or outcome is Decrypted.CLOSED:
+                return outcome
+            piece = min(size - taken, _PIECE_BYTES) if outcome is Decrypted.DRAINED else size - taken
+            self.feed(piece, taken)
+            taken += piece
+            if outcome is Decrypted.FULL:
+                return outcome
+
+    def _read_records(self) -> Decrypted:
         ssl = self._ssl
         into_ssl = self._into_ssl
         pointer = self._buffers.plain_pointer
-        filled = 0
+        filled = self.plain_bytes
         while True:
+            if filled > PLAIN_BYTES - _RECORD_BYTES:
+                self.plain_bytes = filled
+                return Decrypted.FULL
             size = _ssl_read(ssl, pointer + filled, PLAIN_BYTES - filled)
             if size <= 0:
                 break
@@ -102,9 +126,6 @@ class TlsEngine:
             if size < _RECORD_BYTES and not _bio_get_mem_data(into_ssl, _scratch):
                 self.plain_bytes = filled
                 return Decrypted.DRAINED
-            if filled > PLAIN_BYTES - _RECORD_BYTES:
-                self.plain_bytes = filled
-                return Decrypted.FULL
         self.plain_bytes = filled
         code = _ssl_get_error(ssl, size)
         if code == _WANT_READ:

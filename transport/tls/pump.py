@@ -22,6 +22,7 @@ import contextlib
 import enum
 import socket
 import struct
+from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
@@ -48,6 +49,9 @@ HIGH_WATER_BYTES = 1024 * 1024
 LOW_WATER_BYTES = HIGH_WATER_BYTES // 4
 _CLOSE_TIMEOUT_S = 5.0  # to hand over the backlog and to see the peer's end; then comes a reset
 _RECORD_BYTES = 16384
+_PIECE_BYTES = (
+    128 * 1024
+)  # of plaintext: encrypted and sent at a time, and the most that OpenSSL is left holding
 _RECORD_OVERHEAD = 22  # header, content type, tag
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
@@ -102,6 +106,7 @@ class TlsPump:
         "_handler",
         "_has_peer_finished",
         "_has_undelivered",
+        "_held_bytes",
         "_is_blocked",
         "_is_dirty",
         "_is_in_thread",
@@ -149,7 +154,8 @@ class TlsPump:
         self._has_undelivered = False  # OpenSSL may hold data that came while reading was paused
         self._has_peer_finished = False
         self._was_congested = False
-        self._unsent = memoryview(b"")  # ciphertext already taken out of OpenSSL
+        self._unsent: deque[memoryview] = deque()  # ciphertext taken out of OpenSSL, while blocked
+        self._held_bytes = 0  # about what OpenSSL holds
         self._lost_error: MeshError | None = None
         self.backlog_bytes = 0
         self.peer: PeerCertificate | None = None
@@ -187,7 +193,7 @@ class TlsPump:
         size = len(data)
         if not size:
             return
-        if size > CIPHER_BYTES:
+        if size > _PIECE_BYTES:
             self._write_in_pieces(memoryview(data))
             return
         try:
@@ -199,19 +205,28 @@ class TlsPump:
         if not self._is_dirty:  # request_flush, without the call
             self._is_dirty = True
             self._reactor.mark_dirty(self)
-        if self.backlog_bytes >= CIPHER_BYTES:
+        self._held_bytes += size
+        if self.backlog_bytes > HIGH_WATER_BYTES:
+            self._was_congested = True
+        if self._held_bytes >= _PIECE_BYTES:
             self._send_early()
 
     def _write_in_pieces(self, data: memoryview) -> None:
-        for start in range(0, len(data), CIPHER_BYTES):
-            self.write(data[start : start + CIPHER_BYTES])
+        for start in range(0, len(data), _PIECE_BYTES):
+            self.write(data[start : start + _PIECE_BYTES])
 
     def _send_early(self) -> None:
-        """A full send is ready: it is in the cache, and the peer can work on it while we encrypt the next."""
-        if not self._is_blocked:
+        """Enough for a send: it is in the cache, and the peer can work on it while we encrypt the next."""
+        if self._is_blocked:
+            self._take_over()
+        else:
             self._send()
-        if self.backlog_bytes > HIGH_WATER_BYTES:
-            self._was_congested = True
+
+    def _take_over(self) -> None:
+        """Blocked: move ciphertext out of OpenSSL, whose buffer keeps for life the size it once grew to."""
+        while size := self._engine.take_output():
+            self._unsent.append(memoryview(bytes(self._buffers.output[:size])))
+        self._held_bytes = 0
 
     def pause_reading(self) -> None:
         """No `on_data` until `resume_reading`, except for the rest of what is being delivered now."""
@@ -267,20 +282,14 @@ class TlsPump:
     def _send(self) -> bool:
         """Hand the kernel all it takes; whether that was everything. Called when nothing older is unsent."""
         output = self._buffers.output
-        while True:
-            size = self._engine.take_output()
-            if not size:
-                break
-            try:
-                sent = self._sock.send(output[:size])
-            except BlockingIOError:
-                sent = 0
-            except OSError as error:
-                self._lose(translate(error, "sending to the peer"))
+        self._held_bytes = 0
+        while size := self._engine.take_output():
+            sent = self._try_send(output[:size])
+            if sent < 0:
                 return False
-            self.backlog_bytes = max(self.backlog_bytes - sent, 0)
             if sent < size:
-                self._unsent = memoryview(bytes(output[sent:size]))
+                self._unsent.append(memoryview(bytes(output[sent:size])))
+                self._take_over()
                 self._is_blocked = True
                 self._registration.want_write(True)
                 return False
@@ -291,22 +300,32 @@ class TlsPump:
             self._shut_down()
         return True
 
+    def _try_send(self, data: memoryview) -> int:
+        """What the kernel took; -1 = the connection is lost, and so reported."""
+        try:
+            sent = self._sock.send(data)
+        except BlockingIOError:
+            return 0
+        except OSError as error:
+            self._lose(translate(error, "sending to the peer"))
+            return -1
+        self.backlog_bytes = max(self.backlog_bytes - sent, 0)
+        return sent
+
     def _on_writable(self) -> None:
         if self._state is _State.CONNECTING:
             self._on_connected()
             return
         unsent = self._unsent
-        if unsent:
-            try:
-                sent = self._sock.send(unsent)
-            except BlockingIOError:
+        while unsent:
+            sent = self._try_send(unsent[0])
+            if sent < 0:
                 return
-            except OSError as error:
-                self._lose(translate(error, "sending to the peer"))
-                return
-            self.backlog_bytes = max(self.backlog_bytes - sent, 0)
-            self._unsent = unsent[sent:]
-        if not self._unsent:
+            if sent < len(unsent[0]):
+                unsent[0] = unsent[0][sent:]
+                break
+            unsent.popleft()
+        else:
             self._is_blocked = False
             if self._send():
                 self._registration.want_write(False)
@@ -335,19 +354,18 @@ class TlsPump:
         if not size:
             self._on_tcp_eof()
         elif self._state is _OPEN:
-            self._engine.feed(size)
-            self._deliver()
+            self._deliver(size)
         elif self._state is not _CLOSING:
             self._engine.feed(size)
             self._begin_handshake()
             self._advance_handshake()
 
-    def _deliver(self) -> None:
-        """Decrypt what OpenSSL holds and give it to the handler."""
+    def _deliver(self, size: int = 0) -> None:
+        """Decrypt `size` bytes just read, and what OpenSSL still holds, and give it to the handler."""
         engine = self._engine
         while True:
             try:
-                outcome = engine.decrypt()
+                outcome = engine.decrypt(size)
             except MeshError as error:
                 self._close_in_order(error)
                 return
@@ -367,6 +385,7 @@ class TlsPump:
             if not self._is_reading_wanted:
                 self._has_undelivered = True
                 return
+            size = 0
 
     def _deliver_held(self) -> None:
         """Resumed: first what came while reading was paused, then the socket again."""
@@ -553,7 +572,7 @@ class TlsPump:
         self._timer.cancel()
         self._registration.close()
         self._sock.close()
-        self._unsent = memoryview(b"")
+        self._unsent.clear()
         self.backlog_bytes = 0
         self._reactor.call_soon(self._report_lost)
 

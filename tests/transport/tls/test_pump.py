@@ -160,22 +160,29 @@ def test_drained_is_not_signalled_without_congestion(bench: Bench) -> None:
     assert "drained" not in client.events
 
 
-def test_congestion_within_one_pass_is_followed_by_drained(bench: Bench) -> None:
-    """A handler that saw `is_congested` and stopped must be told, though the kernel took all at once."""
+@pytest.mark.parametrize("size", [100, 5000, 100_000, 131_072, 400_000])
+def test_whoever_saw_congestion_is_told_when_it_is_over(bench: Bench, size: int) -> None:
+    """However large the writes are that led to it; else a handler that stopped would wait for ever."""
     server, client = bench.opened()
-    size = HIGH_WATER_BYTES // 8
+    server.pump.pause_reading()
     written = 0
 
     def write_until_congested() -> None:
         nonlocal written
-        client.pump._is_blocked = True  # as if the socket were full until the end of the pass
-        while not client.pump.is_congested:
+        for _ in range(max(1, 200_000 // size)):
+            if client.pump.is_congested:
+                return
             client.pump.write(bytes(size))
             written += size
-        client.pump._is_blocked = False
+        bench.reactor.call_soon_threadsafe(write_until_congested)
 
     bench.reactor.call_soon(write_until_congested)
+    bench.settle()
+    assert client.pump.is_congested
+    assert client.pump.backlog_bytes <= HIGH_WATER_BYTES + 2 * max(size, 16384)
+    server.pump.resume_reading()
     bench.until(lambda: "drained" in client.events and len(server.received) == written)
+    assert not client.pump.is_congested
 
 
 def test_paused_reader_gets_nothing_until_it_resumes(bench: Bench) -> None:
