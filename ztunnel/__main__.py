@@ -35,8 +35,8 @@ def main(arguments: list[str] | None = None) -> int:
         levels = configure_logging(settings.log_level, is_json=settings.is_log_json, write=log.put)
         access.start()
         log.start()
-        trio.run(Ztunnel(settings, Output(access, levels)).run, strict_exception_groups=True)
-    except KeyboardInterrupt:
+        trio.run(Ztunnel(settings, Output(access, log, levels)).run, strict_exception_groups=True)
+    except KeyboardInterrupt:  # before the signals are watched
         return 130
     except (MeshError, BaseExceptionGroup) as error:
         reasons = list(_reasons(error))

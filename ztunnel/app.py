@@ -7,13 +7,16 @@ the last resources are saved, everything else is cancelled.
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import os
 import random
 import signal
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import NoReturn
 
 import trio
 
@@ -50,9 +53,10 @@ _EVERYWHERE = ""
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """Where lines go: access log and log levels that the process shares."""
+    """Where lines go, and the log levels that the process shares."""
 
     access: LineWriter
+    log: LineWriter
     levels: LogLevels
 
 
@@ -208,10 +212,18 @@ class Ztunnel:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
             async for number in signals:
                 if self._shutdown.is_set() and number == signal.SIGINT:
-                    self._log.warning("second_interrupt", action="ending at once")
-                    raise KeyboardInterrupt
+                    self._end_at_once()
                 self._log.info("signal", name=signal.Signals(number).name)
                 self.stop()
+
+    def _end_at_once(self) -> NoReturn:
+        """The operator does not want to wait: no drain, no clean-up, workers included."""
+        self._log.warning("second_interrupt", action="ending at once")
+        for pid in self.pool.pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self._output.log.close(0.5)
+        os._exit(130)
 
     async def _drain(self) -> None:
         deadline_s = self._settings.drain_deadline_s

@@ -241,3 +241,19 @@ async def test_workers_go_on_when_the_control_process_is_killed(bench: Bench) ->
             await trio.lowlevel.wait_readable(worker)  # it has ended
         os.close(worker)
         agent.sock.close()
+
+
+async def test_a_second_interrupt_ends_at_once(bench: Bench) -> None:
+    async with ztunnel({**bench.environment, "CONNECTION_TERMINATION_DEADLINE": "1h"}) as proxy:
+        agent = await bench.agent.accept()
+        await agent.add("web", bench.pod.path)
+        await agent.end_snapshot()
+        with bench.lab.entered(bench.pod):
+            held = socket.create_connection(("127.0.0.1", 15008))  # a handshake that does not come
+        with held:
+            await proxy.until("workload_started")
+            proxy.signal(signal.SIGINT)
+            await proxy.until("draining")
+            proxy.signal(signal.SIGINT)
+            assert await proxy.ended() == 130
+        agent.sock.close()
