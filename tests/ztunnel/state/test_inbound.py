@@ -57,7 +57,8 @@ def test_authority(text: str | bytes, expected: Authority) -> None:
     "text",
     ["", ":", "web", "web:", ":80", "1.2.3.4", "1.2.3.4:65536", "1.2.3.4:-1", "1.2.3.4:8a", "1.2.3.4:\u0661",
      "2001:db8::1:80", "[2001:db8::1]", "[2001:db8::1:80", "[1.2.3.4]:80", "[web]:80", "[fe80::1%eth0]:80",
-     "web default:80", "user@web:80", "web/x:80", "a" * 300 + ":80", b"w\xffb:80", "http://web:80", "web:000080"],
+     "web default:80", "user@web:80", "web/x:80", "a" * 300 + ":80", b"w\xffb:80", "http://web:80",
+     "web:000080"],
 )  # fmt: skip
 def test_authority_that_is_neither_form_is_refused(text: str | bytes) -> None:
     assert parse_authority(text) is None
