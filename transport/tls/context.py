@@ -19,6 +19,7 @@ from transport.tls.errors import TlsSettingsInvalid
 ALPN = b"h2"
 _CIPHER_SUITES = b"TLS_AES_256_GCM_SHA384:TLS_AES_128_GCM_SHA256"
 _SSL_MODE_ENABLE_PARTIAL_WRITE = 0x1
+_SSL_MODE_RELEASE_BUFFERS = 0x10  # an idle connection needs 18 KiB less, a busy one not measurably more time
 _SSL_MODE_NO_AUTO_CHAIN = 0x8  # else OpenSSL adds the root to a chain without intermediates
 
 
@@ -63,7 +64,7 @@ def _set_protocol(context: SSL.Context, *, is_server: bool) -> None:
     context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
     context.set_options(SSL.OP_NO_TICKET | SSL.OP_NO_COMPRESSION | SSL.OP_NO_RENEGOTIATION)
     context.clear_mode(_SSL_MODE_ENABLE_PARTIAL_WRITE)  # or one SSL_write would make one 16 KiB record
-    context.set_mode(_SSL_MODE_NO_AUTO_CHAIN)
+    context.set_mode(_SSL_MODE_NO_AUTO_CHAIN | _SSL_MODE_RELEASE_BUFFERS)
     if is_server:
         # Without h2 among the offers the handshake goes on without ALPN and the pump ends it: raising in
         # this callback would report the error on whichever connection of the context fails next.

@@ -54,6 +54,13 @@ class TlsTruncated(MeshError):
     blame = Blame.REMOTE
 
 
+class PeerStalled(MeshError):
+    """The peer stopped taking what was still to be sent when we closed the connection."""
+
+    code = "MYC-1048"
+    blame = Blame.REMOTE
+
+
 class HandlerFailed(MeshError):
     """A defect in our own code above the TLS connection ended it."""
 

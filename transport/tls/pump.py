@@ -40,6 +40,7 @@ from transport.tls.errors import (
     HandshakeFailed,
     HandshakeTimedOut,
     PeerRejected,
+    PeerStalled,
     ProtocolNotAgreed,
     TlsTruncated,
 )
@@ -47,7 +48,7 @@ from transport.tls.peer import PeerCertificate, read_peer_certificate
 
 HIGH_WATER_BYTES = 1024 * 1024
 LOW_WATER_BYTES = HIGH_WATER_BYTES // 4
-_CLOSE_TIMEOUT_S = 5.0  # to hand over the backlog and to see the peer's end; then comes a reset
+_CLOSE_TIMEOUT_S = 5.0  # for some of the backlog to go, and then for the peer's own end to come
 _RECORD_BYTES = 16384
 _PIECE_BYTES = (
     128 * 1024
@@ -101,6 +102,7 @@ class TlsPump:
 
     __slots__ = (
         "__weakref__",
+        "_backlog_at_check",
         "_buffers",
         "_engine",
         "_handler",
@@ -156,6 +158,7 @@ class TlsPump:
         self._was_congested = False
         self._unsent: deque[memoryview] = deque()  # ciphertext taken out of OpenSSL, while blocked
         self._held_bytes = 0  # about what OpenSSL holds
+        self._backlog_at_check = 0  # while closing
         self._lost_error: MeshError | None = None
         self.backlog_bytes = 0
         self.peer: PeerCertificate | None = None
@@ -243,7 +246,11 @@ class TlsPump:
                 self._listen_if_wanted()
 
     def close(self) -> None:
-        """Send what was written and the closing message, then close; `on_lost(None)` follows within 5 s."""
+        """Send what was written and the closing message, then close.
+
+        `on_lost(None)` follows, at the latest 5 s after the kernel took the last byte; or PeerStalled, if it
+        could take none for 5 s.
+        """
         if self._state is _OPEN:
             self._close_in_order(None)
         elif self._state is not _CLOSING:
@@ -528,7 +535,7 @@ class TlsPump:
     # The end
 
     def _close_in_order(self, error: MeshError | None) -> None:
-        """Send what is owed (for a failed handshake: OpenSSL's alert), then wait for the peer's end.
+        """Send what is owed (for a failed handshake: OpenSSL's alert), then await the peer's end.
 
         Closing at once would make the kernel send a reset if unread data is there, and a reset discards at
         the peer what we sent last.
@@ -537,11 +544,11 @@ class TlsPump:
         self._state = _CLOSING
         self._lost_error = error
         self._timer.cancel()
-        self._timer = self._reactor.call_later(_CLOSE_TIMEOUT_S, self._on_close_timeout)
         if was_open and error is None:
             self._engine.close_notify()
         if not self._has_peer_finished:
             self._registration.resume()
+        self._await_end()
         if not self._is_blocked:
             self._send()
 
@@ -554,7 +561,19 @@ class TlsPump:
             self._sock.shutdown(socket.SHUT_WR)
 
     def _on_close_timeout(self) -> None:
-        self.abort(self._lost_error)
+        if not self.backlog_bytes:
+            # All is handed over, only the peer's own end is missing: the kernel delivers what it still holds.
+            self._finish(self._lost_error)
+        elif self.backlog_bytes < self._backlog_at_check:
+            self._await_end()
+        else:
+            self.abort(
+                self._lost_error or PeerStalled(f"the peer did not take the last {self.backlog_bytes} bytes")
+            )
+
+    def _await_end(self) -> None:
+        self._backlog_at_check = self.backlog_bytes
+        self._timer = self._reactor.call_later(_CLOSE_TIMEOUT_S, self._on_close_timeout)
 
     def _lose(self, error: MeshError) -> None:
         self._finish(self._lost_error if self._state is _CLOSING else error)

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from tests.transport.tls.harness import Bench, Recorder
 from transport.socket_errors import ConnectionLost
-from transport.tls.errors import HandlerFailed, TlsBroken, TlsTruncated
+from transport.tls.errors import HandlerFailed, PeerStalled, TlsBroken, TlsTruncated
 from transport.tls.pump import HIGH_WATER_BYTES, LOW_WATER_BYTES
 
 pytestmark = pytest.mark.timeout(60)
@@ -329,10 +329,31 @@ def test_peer_that_never_takes_the_rest_is_reset_after_a_while(bench: Bench) -> 
     bench.settle()
     bench.skip(5.1)
     bench.until_lost(client)
-    assert client.error is None
+    assert isinstance(client.error, PeerStalled)
     server.pump.resume_reading()
     bench.until_lost(server)
     assert isinstance(server.error, ConnectionLost)
+
+
+def test_slow_peer_gets_the_rest_however_long_it_takes_as_long_as_it_takes_some(bench: Bench) -> None:
+    server, client = bench.opened({"eof": lambda recorder: recorder.pump.close()})
+    server.pump.pause_reading()
+    data = os.urandom(24_000_000)
+    client.pump.write(data)
+    client.pump.close()
+    bench.settle()
+    server.actions["data"] = lambda recorder: recorder.pump.pause_reading()
+    for _ in range(400):
+        if "eof" in server.events:
+            break
+        backlog = client.pump.backlog_bytes
+        server.pump.resume_reading()
+        bench.settle()
+        if client.pump.backlog_bytes < backlog:
+            bench.skip(4.9)
+    bench.until_lost(server, client)
+    assert server.received == data
+    assert client.error is None
 
 
 def test_peer_that_goes_on_sending_after_our_close_does_not_hold_the_connection(bench: Bench) -> None:
