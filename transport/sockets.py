@@ -26,8 +26,10 @@ __all__ = [
     "Listener",
     "SpoofResult",
     "accept",
+    "begin_connect",
     "canonical",
     "canonical_ip",
+    "client_sockets",
     "finish_connect",
     "open_listener",
     "original_destination",
@@ -231,27 +233,82 @@ def start_connect(
     The caller waits until the socket is writable and then calls `finish_connect`. Raises what the kernel says
     at once, e.g. Unreachable.
     """
-    doing = f"connecting to {_show(address)}"
-    family = _family_of(address[0])
-    sock = _make_socket(family, namespace, doing)
-    with _closed_on_error(sock, doing):
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if keepalive:
-            _set_keepalive(sock)
-        if mark is not None:
-            sock.setsockopt(socket.SOL_SOCKET, _SO_MARK, mark)
-        spoof = SpoofResult.NOT_ASKED if source_ip is None else _spoof(sock, source_ip)
+    (sock,) = client_sockets(
+        1, is_ipv6=":" in address[0], namespace=namespace, mark=mark, keepalive=keepalive
+    )
+    return sock, begin_connect(sock, address, source_ip)
+
+
+def client_sockets(
+    count: int,
+    *,
+    is_ipv6: bool,
+    namespace: NetworkNamespace | None = None,
+    mark: int | None = None,
+    keepalive: bool = True,
+) -> list[socket.socket]:
+    """`count` sockets ready for `begin_connect`; all or none.
+
+    The way into a namespace and back costs as much as everything else about a connect, so who makes many
+    connections makes several sockets at a time.
+    """
+    family = socket.AF_INET6 if is_ipv6 else socket.AF_INET
+    made: list[socket.socket] = []
+    try:
+        if namespace is None:
+            _make_client_sockets(made, count, family)
+        else:
+            with namespace.entered():
+                _make_client_sockets(made, count, family)
+        for sock in made:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if keepalive:
+                _set_keepalive(sock)
+            if mark is not None:
+                sock.setsockopt(socket.SOL_SOCKET, _SO_MARK, mark)
+    except OSError as error:
+        _close_all(made)
+        raise translate(error, "making a socket") from error
+    except BaseException:
+        _close_all(made)
+        raise
+    return made
+
+
+def _make_client_sockets(made: list[socket.socket], count: int, family: socket.AddressFamily) -> None:
+    kind = socket.SOCK_STREAM | socket.SOCK_NONBLOCK
+    made.extend(socket.socket(family, kind) for _ in range(count))
+
+
+def _close_all(sockets: list[socket.socket]) -> None:
+    for sock in sockets:
+        sock.close()
+
+
+def begin_connect(sock: socket.socket, address: Address, source_ip: str | None = None) -> SpoofResult:
+    """`start_connect` for a socket of `client_sockets`; closes it when it raises."""
+    spoof = SpoofResult.NOT_ASKED if source_ip is None else _spoof(sock, address[0], source_ip)
+    try:
         number = sock.connect_ex(address)
-        if number not in {0, errno.EINPROGRESS}:
-            raise OSError(number, os.strerror(number))
-    return sock, spoof
+    except BaseException:
+        sock.close()
+        raise
+    if number and number != errno.EINPROGRESS:
+        sock.close()
+        error = OSError(number, os.strerror(number))
+        raise translate(error, f"connecting to {_show(address)}") from error
+    return spoof
 
 
-def _spoof(sock: socket.socket, source_ip: str) -> SpoofResult:
-    if sock.family != _family_of(source_ip):
+def _spoof(sock: socket.socket, target_ip: str, source_ip: str) -> SpoofResult:
+    is_ipv6 = ":" in source_ip
+    if is_ipv6 is not (":" in target_ip):
         return SpoofResult.FAILED
     try:
-        _set_transparent(sock)
+        if is_ipv6:
+            sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_TRANSPARENT, 1)
+        else:
+            sock.setsockopt(socket.IPPROTO_IP, _IP_TRANSPARENT, 1)
         sock.setsockopt(socket.IPPROTO_IP, _IP_FREEBIND, 1)
         # The port is chosen at connect, by the whole four-tuple: else each source address ends at 28 k ports.
         sock.setsockopt(socket.IPPROTO_IP, _IP_BIND_ADDRESS_NO_PORT, 1)
@@ -298,13 +355,17 @@ def accept(listener: socket.socket) -> tuple[socket.socket, Address] | None:
     """
     while True:
         try:
-            sock, peer = listener.accept()
+            # Not `listener.accept`, which converts the family and the type to enums for every connection.
+            fd, peer = listener._accept()  # type: ignore[attr-defined]
         except BlockingIOError:
             return None
         except OSError as error:
             if error.errno in _GONE_BEFORE_ACCEPT:
                 continue
             raise translate(error, "accepting a connection") from error
+        # A dual-stack listener and all of its connections are AF_INET6, whatever their addresses look like.
+        family = socket.AF_INET6 if len(peer) == 4 else socket.AF_INET
+        sock = socket.socket(family, socket.SOCK_STREAM, 0, fd)
         sock.setblocking(False)
         return sock, canonical(peer)
 
@@ -318,9 +379,15 @@ def set_accepted_options(sock: socket.socket, *, keepalive: bool) -> None:
             _set_keepalive(sock)
 
 
-def original_destination(sock: socket.socket) -> Address:
+def original_destination(sock: socket.socket, *, is_ipv6: bool | None = None) -> Address:
     """Where the client of a redirected connection wanted to go; the local address if nothing was
-    redirected."""
+    redirected.
+
+    `is_ipv6`: the family of the connection, where the caller knows it from the peer's address.
+    """
+    if is_ipv6 is False:
+        with contextlib.suppress(OSError):
+            return _original_ipv4(sock)
     try:
         local = sock.getsockname()
     except OSError as error:
@@ -331,10 +398,14 @@ def original_destination(sock: socket.socket) -> Address:
             raw = sock.getsockopt(socket.IPPROTO_IPV6, _SO_ORIGINAL_DST, 28)
             port, ip = struct.unpack_from("!2xH4x16s", raw)
             return canonical((socket.inet_ntop(socket.AF_INET6, ip), port))
-        raw = sock.getsockopt(socket.IPPROTO_IP, _SO_ORIGINAL_DST, 16)
-        port, ip = struct.unpack_from("!2xH4s", raw)
-        return socket.inet_ntop(socket.AF_INET, ip), port
+        return _original_ipv4(sock)
     return address
+
+
+def _original_ipv4(sock: socket.socket) -> Address:
+    raw = sock.getsockopt(socket.IPPROTO_IP, _SO_ORIGINAL_DST, 16)
+    port, ip = struct.unpack_from("!2xH4s", raw)
+    return socket.inet_ntop(socket.AF_INET, ip), port
 
 
 def raise_nofile_limit() -> int:

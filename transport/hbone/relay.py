@@ -214,8 +214,10 @@ class Relay:
             self._finish(None)
             return
         assert self._app is not None
-        with contextlib.suppress(OSError):  # not connected any more: the read side will say so
+        try:
             self._app.shutdown(socket.SHUT_WR)
+        except OSError:
+            return  # not connected any more: the read side will say so
 
     # TunnelHandler
 
@@ -237,7 +239,7 @@ class Relay:
             self._on_app_broken(error)
             return
         self.to_app_bytes += sent
-        rest = _after(chunks, sent)
+        rest = _after(chunks, sent) if sent < flow_bytes else None  # flow_bytes count padding too
         if not rest:
             tunnel.consumed(flow_bytes)
             return

@@ -22,7 +22,7 @@ from transport.hbone.tunnel import TunnelStream
 from ztunnel.state.inbound import InboundTarget, Refusal, spoofed_source
 from ztunnel.state.model import Workload, socket_text
 from ztunnel.state.rbac import Verdict
-from ztunnel.worker.app_connect import AppConnect
+from ztunnel.worker.app_connect import AppConnect, connect
 from ztunnel.worker.credentials import Credential
 from ztunnel.worker.errors import PolicyChanged, PolicyDenied, response_flag
 from ztunnel.worker.flows import COMPLETE, FAILED, REFUSED, FlowTemplate
@@ -183,7 +183,7 @@ class InboundTunnel(Relay):
             return
         if target.proxy_destination is not None:
             self._greeting = proxy_header(self._peer, target.proxy_destination, plan.identity)
-        self._connect = AppConnect(
+        self._connect = connect(
             self.reactor,
             proxy.network,
             target.dial_address,

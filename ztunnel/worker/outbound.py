@@ -19,7 +19,7 @@ from transport.sockets import original_destination
 from ztunnel.state.inbound import is_self_call
 from ztunnel.state.model import Workload, socket_text
 from ztunnel.state.routing import NoRoute, Protocol, Route, route
-from ztunnel.worker.app_connect import AppConnect
+from ztunnel.worker.app_connect import AppConnect, connect
 from ztunnel.worker.credentials import Credential
 from ztunnel.worker.errors import (
     NoRouteFound,
@@ -70,7 +70,9 @@ def start_outbound(proxy: WorkloadProxy, sock: socket.socket, peer: tuple[str, i
     """Take over one captured connection."""
     captured = Captured(proxy, sock, peer, ("", 0))
     try:
-        captured.destination = destination = proxy.static_destination or original_destination(sock)
+        captured.destination = destination = proxy.static_destination or original_destination(
+            sock, is_ipv6=":" in peer[0]
+        )
     except MeshError as error:
         captured.refuse(error)
         return
@@ -266,7 +268,7 @@ class OutboundTcp:
 
     def open(self) -> None:
         proxy = self._proxy
-        self._connect = AppConnect(
+        self._connect = connect(
             proxy.shared.reactor,
             proxy.network,
             self._plan.route.address,

@@ -13,7 +13,7 @@ from transport.sockets import original_destination
 from ztunnel.state.inbound import InboundTarget, is_illegal_inbound, spoofed_source
 from ztunnel.state.model import Workload, socket_text
 from ztunnel.state.rbac import Verdict
-from ztunnel.worker.app_connect import AppConnect
+from ztunnel.worker.app_connect import AppConnect, connect
 from ztunnel.worker.errors import PolicyChanged, PolicyDenied, SelfCall, UnknownSource, response_flag
 from ztunnel.worker.flows import COMPLETE, FAILED, REFUSED, FlowTemplate
 from ztunnel.worker.plans import InboundPlan
@@ -28,7 +28,7 @@ _REFUSED_FLOW = FlowTemplate(is_inbound=True)
 def start_passthrough(proxy: WorkloadProxy, sock: socket.socket, peer: tuple[str, int]) -> None:
     """Take over one captured connection."""
     try:
-        destination = proxy.static_destination or original_destination(sock)
+        destination = proxy.static_destination or original_destination(sock, is_ipv6=":" in peer[0])
     except MeshError as error:
         _refuse(proxy, sock, peer, ("", 0), error)
         return
@@ -117,7 +117,7 @@ class Passthrough:
             return
         target = plan.target
         assert isinstance(target, InboundTarget)
-        self._connect = AppConnect(
+        self._connect = connect(
             proxy.shared.reactor,
             proxy.network,
             target.address,

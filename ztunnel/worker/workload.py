@@ -17,7 +17,7 @@ from transport.hbone.server import HboneServerConnection
 from transport.netns import NetworkNamespace
 from transport.reactor import Registration, Timer
 from transport.socket_errors import NoBufferSpace, TooManyDescriptors
-from transport.sockets import Listener, accept, open_listener, set_accepted_options, start_connect
+from transport.sockets import Listener, accept, begin_connect, open_listener, set_accepted_options
 from transport.spiffe import SpiffeId
 from ztunnel.state.model import Workload
 from ztunnel.state.routing import Route
@@ -120,7 +120,11 @@ class WorkloadProxy:
         self.info = info
         self.title = f"{info.namespace}/{info.name} (service account {info.service_account})"
         self.network = WorkloadNetwork(
-            namespace, settings.packet_mark, settings.is_keepalive_on, self._on_spoof_failed
+            shared.reactor,
+            namespace,
+            mark=settings.packet_mark,
+            is_keepalive_on=settings.is_keepalive_on,
+            on_spoof_failed=self._on_spoof_failed,
         )
         self.hbone_settings = settings.hbone()
         self.illegal_ports = frozenset(settings.illegal_ports)
@@ -202,8 +206,7 @@ class WorkloadProxy:
         waiting, self._waiting = self._waiting, []
         for _, callback in waiting:
             callback(None)
-        if self.network.namespace is not None:
-            self.network.namespace.close()
+        self.network.close()
 
     def drain(self) -> None:
         """Accept nothing more; open connections go on, HBONE peers are told to go elsewhere (facts 12.3)."""
@@ -395,10 +398,9 @@ class WorkloadProxy:
         start_passthrough(self, sock, peer)
 
     def _connect_peer(self, address: tuple[str, int]) -> socket.socket:
-        network = self.network
-        return start_connect(
-            address, namespace=network.namespace, mark=network.mark, keepalive=network.is_keepalive_on
-        )[0]
+        sock = self.network.client_socket(is_ipv6=":" in address[0])
+        begin_connect(sock, address)
+        return sock
 
     def _on_spoof_failed(self, address: tuple[str, int]) -> None:
         self.shared.log.limited(

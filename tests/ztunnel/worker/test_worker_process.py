@@ -176,10 +176,13 @@ def test_many_connections_leave_nothing_behind(pair: Pair) -> None:
         for _ in opened:
             pair.client.wait_for_flow()
             pair.server.wait_for_flow()
-    # Two more HBONE connections at most: 150 tunnels do not fit into one.
-    after = pair.client.open_descriptors(), pair.server.open_descriptors()
-    assert after[0] - before[0] <= 2
-    assert after[1] - before[1] <= 2
+    # Two more HBONE connections at most: 150 tunnels do not fit into one. Sockets that were made in advance go
+    # after a second.
+    end = time.monotonic() + PATIENCE_S
+    for control, old in zip((pair.client, pair.server), before, strict=True):
+        while control.open_descriptors() > old + 2:
+            assert time.monotonic() < end, control.open_descriptors()
+            control.stats()
     pair.client.send(dump_request=pb.DumpRequest(id=1))
     dump = json.loads(pair.client.wait_for("dump").dump.json)
     assert dump["openConnections"] == 0
