@@ -331,7 +331,8 @@ def main() -> int:
     console = Console(width=None if sys.stdout.isatty() else 130)
     try:
         enter_private_namespace(sys.orig_argv)
-        with tempfile.TemporaryDirectory(prefix="mycelia-bench-") as scratch:
+        # On the tmpfs of the private namespace, which goes with it however this ends.
+        with tempfile.TemporaryDirectory(prefix="mycelia-bench-", dir="/run") as scratch:
             directory = options.keep_logs or Path(scratch)
             directory.mkdir(parents=True, exist_ok=True)
             bench = Bench(options, console, directory.resolve())
