@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import ast
-import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tools import error_table
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -76,25 +77,14 @@ def test_a_data_worker_loads_nothing_heavy() -> None:
     assert NOT_IN_WORKERS & {name.split(".")[0] for name in loaded} == set()
 
 
-def error_classes() -> Iterator[tuple[str, str, Path]]:
-    for package in MAY_IMPORT:
-        for path in sources(package):
-            for node in ast.walk(ast.parse(path.read_text())):
-                if isinstance(node, ast.ClassDef):
-                    for statement in node.body:
-                        if (match := re.match(r"code(: .*)? = ['\"](MYC-\d{4})['\"]", ast.unparse(statement))) is not None:
-                            yield match.group(2), node.name, path
-
-
 def test_error_codes_are_unique() -> None:
     seen: dict[str, str] = {}
-    for code, name, path in error_classes():
-        assert code not in seen, f"{code} is both {seen[code]} and {name} ({path})"
-        seen[code] = name
+    for package in error_table.PACKAGES:
+        for row in error_table.error_classes(package):
+            assert row.code not in seen, f"{row.code} is both {seen[row.code]} and {row.name}"
+            assert row.cause, f"{row.name} does not say its cause"
+            seen[row.code] = row.name
 
 
-def test_every_error_code_is_documented() -> None:
-    documented = set(re.findall(r"MYC-\d{4}", (ROOT / "docs" / "errors.md").read_text()))
-    in_code = {code for code, _, _ in error_classes()}
-    assert in_code - documented == set(), "add these to docs/errors.md"
-    assert documented - in_code == set(), "docs/errors.md names codes that no longer exist"
+def test_the_page_of_errors_is_current() -> None:
+    assert error_table.PAGE.read_text() == error_table.page(), "run python tools/error_table.py --write"
