@@ -100,7 +100,7 @@ class Relay:
             return
         self._is_over = True
         if self._registration is not None:
-            self._registration.close()
+            self._registration.close(is_fd_closing=True)
         app, self._app = self._app, None
         if app is not None:
             if is_reset:

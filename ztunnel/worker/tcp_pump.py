@@ -189,7 +189,7 @@ class TcpPump:
                 direction.pipe = None
             direction.pending = None
         for end in self._ends:
-            end.registration.close()
+            end.registration.close(is_fd_closing=True)
             if is_reset:
                 with contextlib.suppress(OSError):
                     end.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RESET)
