@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from proto.mycelia.worker_pb2 import Flow
@@ -97,6 +97,7 @@ def test_unknown_values_are_left_out() -> None:
 HOSTILE = st.text(min_size=1, max_size=40)
 
 
+@settings(deadline=None)
 @given(HOSTILE, HOSTILE)
 def test_no_value_breaks_the_line(name: str, address: str) -> None:
     try:

@@ -182,7 +182,9 @@ class Service:
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """One endpoint of the mesh; `uid` is its key. `services` maps `namespace/hostname` to its ports there."""
+    """One endpoint of the mesh; `uid` is its key, no address is there twice. `services` maps
+    `namespace/hostname` to its ports there.
+    """
 
     uid: str
     name: str
@@ -277,7 +279,7 @@ def workload_from(message: pb.Workload) -> Workload:
         name=message.name,
         namespace=namespace,
         identity=_identity(trust_domain, namespace, account),
-        addresses=tuple(canonical_ip(raw) for raw in message.addresses),
+        addresses=tuple(dict.fromkeys(canonical_ip(raw) for raw in message.addresses)),
         network=_intern(message.network),
         is_hbone=tunnel is _Tunnel.HBONE,
         native_tunnel=message.native_tunnel,
@@ -309,7 +311,7 @@ def service_from(message: pb.Service) -> Service:
         name=message.name,
         namespace=_intern(message.namespace),
         hostname=_intern(message.hostname),
-        vips=tuple(_vip(address) for address in message.addresses),
+        vips=tuple(dict.fromkeys(_vip(address) for address in message.addresses)),
         ports=_ports(message.ports),
         identities=tuple(identity for identity in identities if identity is not None),
         waypoint=_gateway(message.waypoint) if message.HasField("waypoint") else None,
@@ -346,11 +348,12 @@ def _interned(texts: Iterable[str]) -> tuple[str, ...]:
 
 
 def _services(message: pb.Workload) -> Mapping[str, Mapping[int, int]]:
+    """Sorted: the order of a protobuf map differs from process to process, and "the first" must not."""
     services = {}
-    for key, ports in message.services.items():
+    for key in sorted(message.services):
         if "/" not in key:
             raise ResourceRejected(f"service key {key!r} is not namespace/hostname")
-        services[_intern(key)] = _ports(ports.ports)
+        services[_intern(key)] = _ports(message.services[key].ports)
     return services
 
 

@@ -157,7 +157,7 @@ def policy_from(key: str, message: pb.Authorization) -> Policy:
     )
 
 
-class _Damaged(Exception):  # noqa: N818 - control flow inside this module, never escapes
+class _Damaged(Exception):
     """An element of a list cannot be decoded."""
 
 

@@ -156,8 +156,6 @@ class MeshState:
         if holder is None:
             self._by_ip[key] = workload
             return
-        if holder.uid == workload.uid:  # the same address announced twice
-            return
         claims = self._contested.setdefault(key, [holder])
         claims.append(workload)
         self._by_ip[key] = _best_claim(claims)
@@ -338,7 +336,7 @@ class _VipRanges:
         family, length, prefix = self._place(vip)
         table = self._tables.get(family, {})
         prefixes = table.get(length)
-        if prefixes is None:  # the same range twice in one service: gone with the first
+        if prefixes is None:  # two spellings of one range in one service: gone with the first
             return
         _discard(prefixes, prefix, key)
         if not prefixes:

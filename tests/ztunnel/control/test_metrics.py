@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client import Metric
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
@@ -118,6 +118,7 @@ def test_a_restarted_worker_takes_nothing_away() -> None:
     assert value(totals, "istio_tcp_connections_opened_total") == 8
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 2), st.one_of(st.none(), st.integers(0, 5))), max_size=40))
 def test_totals_never_go_backwards(history: list[tuple[int, int | None]]) -> None:
     """None: the worker is lost; a number: it counts so many more and reports."""
@@ -188,6 +189,7 @@ def test_the_rest_of_the_page() -> None:
     assert text.endswith("# EOF\n")
 
 
+@settings(deadline=None)
 @given(st.text(max_size=30))
 def test_any_label_value_survives(text: str) -> None:
     page = render([(names.XDS_MESSAGES, {(text,): 1})]).decode()

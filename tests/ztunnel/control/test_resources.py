@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import trio
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from trio.testing import MockClock
 
@@ -77,6 +77,7 @@ def test_replay_is_policies_first_then_addresses_in_order_of_arrival() -> None:
     assert [key for key, _ in bench.resources.policies()] == ["ns/p"]
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 40_000), max_size=30), st.integers(0, 450))
 def test_batches_are_bounded_and_lose_nothing(sizes: list[int], removals: int) -> None:
     upserts = [(f"n{number}", b"x" * size) for number, size in enumerate(sizes)]
@@ -157,6 +158,7 @@ def test_many_resources_survive_encoding() -> None:
     assert decode_held(encode_held(held)) == held
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=300), st.integers(0, 400), st.integers(0, 255))
 def test_a_damaged_file_is_never_used(noise: bytes, position: int, byte: int) -> None:
     good = encode_held(HELD)

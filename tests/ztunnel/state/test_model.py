@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from proto.istio import workload_pb2 as pb
@@ -185,6 +185,7 @@ def test_mapped_addresses_are_ipv4() -> None:
     assert ip_number("nonsense") == (0, 0)
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=200))
 def test_no_bytes_break_the_decoder(data: bytes) -> None:
     """Whatever arrives is applied or refused with a reason; nothing else escapes."""

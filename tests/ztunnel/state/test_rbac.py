@@ -6,7 +6,7 @@ from ipaddress import ip_address, ip_network
 
 import pytest
 from google.protobuf.empty_pb2 import Empty
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from proto.istio import authorization_pb2 as pb
@@ -455,6 +455,7 @@ connections = st.builds(
 )
 
 
+@settings(deadline=None)
 @given(st.lists(policy_strategy, max_size=4), st.lists(connections, min_size=1, max_size=4))
 def test_agrees_with_the_naive_evaluator(
     drawn: list[tuple[list[pb.Group], int, bool]], tried: list[Connection]
