@@ -7,11 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-from mesh.lab.network import Lab
-from tests.kit.mesh import Mesh
+# What is needed to run a mesh is imported by the fixtures: most tests need none of it.
+if TYPE_CHECKING:
+    from mesh.lab.network import Lab
+    from tests.kit.mesh import Mesh
 
 SHOWN_LINES = 15
 SHOWN_COLUMNS = 400
@@ -20,6 +23,8 @@ SHOWN_COLUMNS = 400
 @pytest.fixture
 def lab(tmp_path: Path) -> Iterator[Lab]:
     """An empty lab; process logs and captures stay in the test's folder for looking at after a failure."""
+    from mesh.lab.network import Lab  # noqa: PLC0415
+
     with Lab(directory=tmp_path / "lab") as made:
         yield made
 
@@ -27,6 +32,8 @@ def lab(tmp_path: Path) -> Iterator[Lab]:
 @pytest.fixture(scope="module")
 def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
     """A running mesh that the tests of a module share: each adds workloads of its own and breaks nothing."""
+    from tests.kit.mesh import Mesh  # noqa: PLC0415
+
     with Mesh(tmp_path_factory.mktemp("mesh")) as made:
         yield made
 
@@ -34,6 +41,8 @@ def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
 @pytest.fixture
 def own_mesh(tmp_path: Path) -> Iterator[Mesh]:
     """A running mesh for one test, which may break what it likes."""
+    from tests.kit.mesh import Mesh  # noqa: PLC0415
+
     with Mesh(tmp_path / "mesh") as made:
         yield made
 
@@ -43,7 +52,8 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     report = yield
     arguments = getattr(item, "funcargs", {})
     for name in ("mesh", "own_mesh"):
-        if report.failed and isinstance(made := arguments.get(name), Mesh):  # type: ignore[attr-defined]
+        made: Mesh | None = arguments.get(name)
+        if report.failed and made is not None:  # type: ignore[attr-defined]
             for log in sorted(made.directory.rglob("*.log")):
                 lines = log.read_text(errors="replace").splitlines()[-SHOWN_LINES:]
                 title = str(log.relative_to(made.directory))

@@ -174,8 +174,9 @@ PROGRAM = """
 def start(ending: str) -> subprocess.Popen[str]:
     program = textwrap.dedent(PROGRAM).format(ending=ending)
     environment = {name: value for name, value in os.environ.items() if name != MARKER}
+    # A run in the background of a shell inherits "interrupts are ignored", and so would this one.
     return subprocess.Popen(
-        [sys.executable, "-c", program],
+        ["env", "--default-signal=INT", sys.executable, "-c", program],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
