@@ -18,6 +18,7 @@ Headers = list[tuple[bytes, bytes]]
 _TRACEPARENT = re.compile(rb"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 _AUTHORITY = re.compile(rb"[!-~]{1,262}")  # a host of 255 octets, a colon and a port at most
 _METHOD = (b":method", b"CONNECT")
+_NOT_IN_CONNECT = frozenset((b":path", b":scheme", b":protocol"))
 
 
 def socket_text(host: str, port: int) -> str:
@@ -80,32 +81,23 @@ class MalformedRequest:
 
 def parse_request(headers: Headers) -> ConnectRequest | MalformedRequest:
     """What the peer asks for. The codec has refused malformed header lists; this checks the meaning."""
-    method = authority = forwarded = traceparent = network = b""
-    baggage: tuple[bytes, ...] = ()
-    has_path = False
-    for name, value in headers:
-        if name == b":method":
-            method = value
-        elif name == b":authority":
-            authority = value
-        elif name == b"forwarded":
-            forwarded = value
-        elif name == b"traceparent":
-            traceparent = value
-        elif name == b"baggage":
-            baggage = (*baggage, value)
-        elif name == b"x-forwarded-network":
-            network = value
-        elif name in (b":path", b":scheme", b":protocol"):
-            has_path = True
+    fields = dict(headers)
+    method = fields.get(b":method", b"")
     if method != b"CONNECT":
         return MalformedRequest(400, f"method {method[:32].decode('ascii', 'replace')!r} is not CONNECT")
-    if has_path:
+    if not _NOT_IN_CONNECT.isdisjoint(fields):
         return MalformedRequest(400, "a CONNECT request has no :path, :scheme or :protocol")
+    authority = fields.get(b":authority", b"")
     if _AUTHORITY.fullmatch(authority) is None:
         return MalformedRequest(400, "the authority is missing or malformed")
+    traceparent = fields.get(b"traceparent", b"")
     if _TRACEPARENT.fullmatch(traceparent) is None:
         traceparent = b""
+    baggage: tuple[bytes, ...] = ()
+    if b"baggage" in fields:
+        baggage = tuple(value for name, value in headers if name == b"baggage")
+    forwarded = fields.get(b"forwarded")
+    network = fields.get(b"x-forwarded-network")
     return ConnectRequest(
         authority,
         _forwarded_host(forwarded) if forwarded else "",

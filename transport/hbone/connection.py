@@ -145,6 +145,8 @@ class HboneConnection:
                 if event.end_stream:
                     tunnel.is_remote_ended = True
                     self._deliver(tunnel)
+            elif type(event) is HeadersReceived:
+                self._on_headers(event)
             else:
                 self._on_event(event, touched)
         for tunnel in touched:
@@ -218,11 +220,6 @@ class HboneConnection:
 
     def _on_event(self, event: Event, touched: list[TunnelStream]) -> None:
         match event:
-            case HeadersReceived():
-                tunnel = self.streams.get(event.stream_id)
-                if tunnel is not None and (tunnel.chunks or tunnel.flow_bytes):
-                    self._deliver(tunnel)
-                self._on_headers(event)
             case WindowOpened():
                 if event.stream_id == 0:
                     self._unblock_all()
@@ -245,8 +242,8 @@ class HboneConnection:
             case ConnectionFailed():
                 self._deliver_all(touched)
                 self._on_connection_failed(event)
-            case DataReceived():
-                raise AssertionError("data is handled by the caller")
+            case DataReceived() | HeadersReceived():
+                raise AssertionError("handled by the caller, because they are frequent")
             case _:
                 assert_never(event)
 

@@ -23,10 +23,11 @@ from collections import deque
 
 from transport.errors import MeshError
 from transport.hbone.errors import TunnelReset
-from transport.hbone.tunnel import TunnelStream
+from transport.hbone.tunnel import COPY_LIMIT, TunnelStream
 from transport.http2.error_codes import ErrorCode
 from transport.reactor import Reactor, Registration
 from transport.socket_errors import translate
+from transport.tls.pump import HIGH_WATER_BYTES
 
 _LINGER_RESET = struct.pack("ii", 1, 0)  # SO_LINGER on, 0 s: close() sends RST
 
@@ -124,12 +125,16 @@ class Relay:
         app = self._app
         if tunnel is None or app is None:
             return
-        budget = tunnel.budget()
-        if budget <= 0:
-            assert self._registration is not None
-            self._registration.pause()
-            return
-        layout = tunnel.connection.layout
+        # What `TunnelStream.budget` and `send_in_place` do, inline: this runs once for each message.
+        connection = tunnel.connection
+        budget = connection.codec.sendable(tunnel.stream_id)
+        if budget <= 0 or connection.pump.backlog_bytes > HIGH_WATER_BYTES:
+            budget = tunnel.budget()
+            if budget <= 0:
+                assert self._registration is not None
+                self._registration.pause()
+                return
+        layout = connection.layout
         try:
             if self._is_bulk and len(layout.payloads) > 1:
                 views = layout.payloads if budget >= layout.capacity else layout.limited(budget)
@@ -146,8 +151,13 @@ class Relay:
             self._on_app_end()
             return
         self.from_app_bytes += count
-        self._is_bulk = count >= layout.first_bytes
-        tunnel.send_in_place(layout, count)
+        if count <= COPY_LIMIT:
+            self._is_bulk = False
+            connection.codec.send_data(tunnel.stream_id, layout.first[:count])
+            self.reactor.mark_dirty(connection.pump)
+        else:
+            self._is_bulk = count >= layout.first_bytes
+            tunnel.send_in_place(layout, count)
 
     def _on_app_end(self) -> None:
         self._is_app_ended = True
@@ -241,7 +251,7 @@ class Relay:
         self.to_app_bytes += sent
         rest = _after(chunks, sent) if sent < flow_bytes else None  # flow_bytes count padding too
         if not rest:
-            tunnel.consumed(flow_bytes)
+            tunnel.connection.codec.consumed(tunnel.stream_id, flow_bytes)
             return
         if sent:
             tunnel.consumed(sent)

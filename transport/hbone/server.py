@@ -68,7 +68,7 @@ class HboneServerHandler(Protocol):
 class HboneServerConnection(HboneConnection):
     """One accepted connection; `sock` belongs to it."""
 
-    __slots__ = ("_drain_timer", "_handler", "is_draining")
+    __slots__ = ("_drain_timer", "_handler", "is_draining", "note")
 
     def __init__(
         self,
@@ -86,6 +86,7 @@ class HboneServerConnection(HboneConnection):
         self._handler = handler
         self._drain_timer: Timer | None = None
         self.is_draining = False
+        self.note = ""  # for the handler's use
         self.pump = TlsPump(
             reactor,
             sock,

@@ -107,7 +107,9 @@ class InboundServer:
     # HboneServerHandler
 
     def on_established(self, connection: HboneServerConnection) -> None:
-        """Nothing to do before the first request."""
+        """Note who is connected to what, as the part of each request's plan key that never changes."""
+        pump = connection.pump
+        connection.note = f"{pump.peer_address[0]} {connection.identity} {socket_text(*pump.local_address)}"
 
     def on_request(self, tunnel: TunnelStream, request: ConnectRequest) -> None:
         proxy = self._proxy
@@ -119,7 +121,7 @@ class InboundServer:
             tunnel.refuse(plain_headers(503))
             self._log_refused(pump.peer_address, pump.local_address, f"unknown workload {proxy.title}")
             return
-        plan = proxy.inbound_plan(request, pump.peer_address[0], connection.identity, pump.local_address, own)
+        plan = proxy.inbound_plan(request, connection, own)
         target = plan.target
         if isinstance(target, Refusal):
             tunnel.refuse(plain_headers(target.status))

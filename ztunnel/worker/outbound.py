@@ -68,21 +68,19 @@ class Captured:
 
 def start_outbound(proxy: WorkloadProxy, sock: socket.socket, peer: tuple[str, int]) -> None:
     """Take over one captured connection."""
-    captured = Captured(proxy, sock, peer, ("", 0))
     try:
-        captured.destination = destination = proxy.static_destination or original_destination(
-            sock, is_ipv6=":" in peer[0]
-        )
+        destination = proxy.static_destination or original_destination(sock, is_ipv6=":" in peer[0])
     except MeshError as error:
-        captured.refuse(error)
-        return
-    if is_self_call(destination, proxy.illegal_ports):
-        captured.refuse(SelfCall(f"{socket_text(*destination)} is one of the proxy's own ports"))
+        Captured(proxy, sock, peer, ("", 0)).refuse(error)
         return
     source = proxy.own_workload()
     plan = proxy.fixed_plans.get(destination)
     if plan is not None:
-        _follow(captured, plan)
+        _follow(proxy, sock, peer, plan)
+        return
+    captured = Captured(proxy, sock, peer, destination)
+    if is_self_call(destination, proxy.illegal_ports):
+        captured.refuse(SelfCall(f"{socket_text(*destination)} is one of the proxy's own ports"))
     elif source is None:
         proxy.wait_for_own_workload(lambda own: _begin(captured, own))
     else:
@@ -122,8 +120,12 @@ def _go_resolved(captured: Captured, source: Workload, decision: Route, found: s
 
 
 def _go(captured: Captured, source: Workload, decision: Route) -> None:
-    if decision.protocol is not Protocol.DOUBLE_HBONE:
-        _follow(captured, captured.proxy.outbound_plan(captured.destination, decision, source))
+    proxy = captured.proxy
+    if proxy.is_closed:
+        captured.release()
+    elif decision.protocol is not Protocol.DOUBLE_HBONE:
+        plan = proxy.outbound_plan(captured.destination, decision, source)
+        _follow(proxy, captured.sock, captured.peer, plan)
     else:
         destination = socket_text(*captured.destination)
         captured.refuse(
@@ -131,13 +133,11 @@ def _go(captured: Captured, source: Workload, decision: Route) -> None:
         )
 
 
-def _follow(captured: Captured, plan: OutboundPlan) -> None:
-    if captured.proxy.is_closed:
-        captured.release()
-    elif plan.route.protocol is Protocol.HBONE:
-        OutboundTunnel(captured.proxy, captured.sock, captured.peer, plan).open()
+def _follow(proxy: WorkloadProxy, sock: socket.socket, peer: tuple[str, int], plan: OutboundPlan) -> None:
+    if plan.route.protocol is Protocol.HBONE:
+        OutboundTunnel(proxy, sock, peer, plan).open()
     else:
-        OutboundTcp(captured.proxy, captured.sock, captured.peer, plan).open()
+        OutboundTcp(proxy, sock, peer, plan).open()
 
 
 class OutboundTunnel(Relay):

@@ -18,7 +18,6 @@ from transport.netns import NetworkNamespace
 from transport.reactor import Registration, Timer
 from transport.socket_errors import NoBufferSpace, TooManyDescriptors
 from transport.sockets import Listener, accept, begin_connect, open_listener, set_accepted_options
-from transport.spiffe import SpiffeId
 from ztunnel.state.model import Workload
 from ztunnel.state.routing import Route
 from ztunnel.worker.errors import ConnectionDrained
@@ -298,15 +297,11 @@ class WorkloadProxy:
     def inbound_plan(
         self,
         request: ConnectRequest,
-        peer_ip: str,
-        identity: SpiffeId | None,
-        local: tuple[str, int],
+        connection: HboneServerConnection,
         own: Workload,
     ) -> InboundPlan:
         key = (
-            peer_ip,
-            identity,
-            local,
+            connection.note,
             request.authority,
             request.forwarded_host,
             request.forwarded_network,
@@ -316,9 +311,9 @@ class WorkloadProxy:
         if plan is None:
             plan = plan_inbound_tunnel(
                 request,
-                peer_ip,
-                identity,
-                local,
+                connection.pump.peer_address[0],
+                connection.identity,
+                connection.pump.local_address,
                 own=own,
                 state=self.shared.state,
                 settings=self.shared.settings,
