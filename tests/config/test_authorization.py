@@ -66,7 +66,8 @@ def test_clauses_stand_in_the_order_to_from_when() -> None:
     rule = (
         "{from: [{source: {namespaces: [a]}}, {source: {namespaces: [b]}}], "
         "to: [{operation: {ports: ['80']}}], "
-        "when: [{key: source.namespace, values: [c], notValues: [d]}, {key: destination.port, values: ['1']}]}"
+        "when: [{key: source.namespace, values: [c], notValues: [d]}, "
+        "{key: destination.port, values: ['1']}]}"
     )
     assert groups(rule) == (
         "groups{"

@@ -1,0 +1,400 @@
+"""The registry as a whole: incremental equals at once, little work for little changes, captures, look-ups."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from config.compile.resource import ADDRESS, AUTHORIZATION, Delta, Resource, version_of
+from config.objects import (
+    AllowedFrom,
+    AuthorizationPolicy,
+    Endpoint,
+    EndpointSlice,
+    EntryPort,
+    Gateway,
+    Kind,
+    Locality,
+    MeshObject,
+    Meta,
+    MtlsMode,
+    Namespace,
+    Node,
+    PeerAuthentication,
+    Pod,
+    PolicyAction,
+    PolicyRule,
+    Ref,
+    Resolution,
+    Service,
+    ServiceEntry,
+    ServicePort,
+    SliceEndpoint,
+    TargetRef,
+    TrafficScope,
+    WorkloadEntry,
+)
+from config.registry.registry import Registry
+from config.registry.review import review
+from config.registry.virtual_addresses import VirtualAddresses
+from config.settings import MeshSettings
+from proto.istio import workload_pb2 as pb
+from tests.config.support import Mesh, entry, istio, namespace, pod, service
+
+SETTINGS = MeshSettings()
+
+# ---- any mesh, small enough for everything to meet everything ----
+
+# Few names, so that objects meet: most relations need three or four of them to agree.
+names = st.sampled_from(["a", "a", "b"])
+spaces = st.sampled_from(["shop", "shop", "shop", "istio-system"])
+label_maps: st.SearchStrategy[dict[str, str]] = st.fixed_dictionaries(
+    {},
+    optional={
+        "app": st.sampled_from(["web", "web", "db"]),
+        "tier": st.just("x"),
+        "istio.io/use-waypoint": st.sampled_from(["a", "b", "none"]),
+        "istio.io/use-waypoint-namespace": st.just("shop"),
+        "topology.istio.io/network": st.sampled_from(["n1", "n2"]),
+        "istio.io/waypoint-for": st.sampled_from(["service", "workload", "all"]),
+    },
+)
+selectors = st.sampled_from([{}, {"app": "web"}, {"app": "db"}, {"app": "web", "tier": "x"}])
+nodes = st.sampled_from(["", "n1", "n1", "n2"])
+addresses = st.sampled_from([("10.0.0.1",), ("10.0.0.2", "fd00::2"), ()])
+hosts = st.lists(
+    st.sampled_from(["a.shop.svc.cluster.local", "x.example", "y.example"]),
+    min_size=1,
+    max_size=2,
+    unique=True,
+)
+annotation_maps = st.sampled_from([{}, {"networking.istio.io/traffic-distribution": "PreferClose"}])
+
+
+@st.composite
+def metas(draw: st.DrawFn, kind: Kind, *, is_namespaced: bool = True) -> Meta:
+    space = draw(spaces) if is_namespaced else ""
+    name = (
+        draw(spaces)
+        if kind is Kind.NAMESPACE
+        else draw(names if kind is not Kind.NODE else nodes.filter(bool))
+    )
+    return Meta(
+        Ref(kind.value, space, name),
+        labels=draw(label_maps),
+        annotations=draw(annotation_maps),
+        uid=draw(st.sampled_from(["", "u1", "u2"])),
+    )
+
+
+service_ports = st.lists(
+    st.builds(
+        ServicePort,
+        number=st.sampled_from([80, 81]),
+        name=st.sampled_from(["", "http"]),
+        target=st.sampled_from([8080, "http"]),
+    ),
+    max_size=2,
+).map(tuple)
+port_maps = st.sampled_from([{}, {"http": 8080}, {"": 9090, "http": 9091}])
+endpoints = st.builds(
+    Endpoint, addresses=addresses, hostname=st.sampled_from(["", "h.example"]), ports=port_maps
+)
+slice_endpoints = st.builds(
+    SliceEndpoint,
+    addresses=addresses,
+    is_ready=st.booleans(),
+    pod=st.none() | st.tuples(spaces, names),
+    pod_uid=st.sampled_from(["", "u1"]),
+)
+modes = st.sampled_from(list(MtlsMode))
+
+mesh_objects: st.SearchStrategy[MeshObject] = st.one_of(
+    st.builds(Namespace, metas(Kind.NAMESPACE, is_namespaced=False)),
+    st.builds(
+        Node, metas(Kind.NODE, is_namespaced=False), st.builds(Locality, st.sampled_from(["eu", "us"]))
+    ),
+    st.builds(
+        Service,
+        metas(Kind.SERVICE),
+        is_external_name=st.booleans(),
+        is_headless=st.booleans(),
+        addresses=st.sampled_from([(), ("10.96.0.1",)]),
+        ports=service_ports,
+        selector=selectors,
+        is_unready_published=st.booleans(),
+        traffic_scope=st.none() | st.sampled_from(list(TrafficScope)),
+    ),
+    st.builds(
+        Pod,
+        metas(Kind.POD),
+        addresses=addresses,
+        is_finished=st.booleans(),
+        is_ready=st.booleans(),
+        service_account=names,
+        node=nodes,
+        is_host_network=st.booleans(),
+        named_ports=port_maps,
+    ),
+    st.builds(WorkloadEntry, metas(Kind.WORKLOAD_ENTRY), endpoints),
+    st.builds(
+        ServiceEntry,
+        metas(Kind.SERVICE_ENTRY),
+        hosts=hosts.map(tuple),
+        resolution=st.sampled_from(list(Resolution)),
+        is_internal=st.booleans(),
+        ports=st.sampled_from([(), (EntryPort(80, "http", "HTTP"),)]),
+        endpoints=st.lists(endpoints, max_size=2).map(tuple),
+        selector=selectors,
+    ),
+    st.builds(
+        EndpointSlice,
+        metas(Kind.ENDPOINT_SLICE),
+        service=names,
+        ports=port_maps,
+        endpoints=st.lists(slice_endpoints, max_size=2).map(tuple),
+    ),
+    st.builds(
+        AuthorizationPolicy,
+        metas(Kind.AUTHORIZATION_POLICY),
+        action=st.sampled_from(list(PolicyAction)),
+        selector=selectors,
+        targets=st.sampled_from([(), (TargetRef("", "Service", "a"),)]),
+        rules=st.sampled_from([(), (PolicyRule(),)]),
+        is_dry_run=st.booleans(),
+    ),
+    st.builds(
+        PeerAuthentication,
+        metas(Kind.PEER_AUTHENTICATION),
+        selector=selectors,
+        mode=modes,
+        port_modes=st.dictionaries(st.sampled_from([80, 90]), modes),
+    ),
+    st.builds(
+        Gateway,
+        metas(Kind.GATEWAY),
+        class_name=st.sampled_from(["istio-waypoint", "other"]),
+        hostname=st.sampled_from(["", "wp.shop.svc.cluster.local"]),
+        addresses=st.sampled_from([(), ("10.3.0.1",)]),
+        allowed_from=st.sampled_from(list(AllowedFrom)),
+        allowed_labels=selectors,
+    ),
+)
+captures = st.sets(st.tuples(spaces, names), max_size=3)
+steps = st.one_of(
+    st.tuples(st.just("put"), st.lists(mesh_objects, min_size=1, max_size=2)),
+    st.tuples(st.just("remove"), st.lists(st.integers(0, 50), min_size=1, max_size=3)),
+    st.tuples(st.just("capture"), st.tuples(nodes, captures)),
+)
+
+
+class Client:
+    """What a node proxy holds after the deltas it was sent."""
+
+    def __init__(self) -> None:
+        self.held: dict[str, dict[str, Resource]] = {ADDRESS: {}, AUTHORIZATION: {}}
+
+    def take(self, delta: Delta) -> None:
+        for resource in delta.upserts:
+            self.held[resource.type_url][resource.name] = resource
+        for type_url, name in delta.removed:
+            del self.held[type_url][name]
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(mesh_objects, min_size=5, max_size=25), st.lists(steps, min_size=1, max_size=8))
+def test_any_sequence_of_changes_ends_where_the_final_objects_alone_lead(
+    beginning: list[MeshObject], changes: list[tuple[str, object]]
+) -> None:
+    sequence: list[tuple[str, object]] = [("put", beginning), *changes]
+    registry, client = Registry(SETTINGS), Client()
+    objects: dict[Ref, MeshObject] = {}
+    captured: dict[str, set[tuple[str, str]]] = {}
+    for verb, argument in sequence:
+        if verb == "put":
+            assert isinstance(argument, list)
+            batch = {each.meta.ref: each for each in argument}
+            objects |= batch
+            client.take(registry.apply(batch))
+        elif verb == "remove":
+            assert isinstance(argument, list)
+            gone = {sorted(objects)[index % len(objects)] for index in argument if objects}
+            for ref in gone:
+                del objects[ref]
+            client.take(registry.apply({}, sorted(gone)))
+        else:
+            assert isinstance(argument, tuple)
+            node, places = argument
+            captured[node] = places
+            client.take(registry.set_captured(node, places))
+    fresh = Registry(SETTINGS, VirtualAddresses(registry.virtual_addresses.snapshot()))
+    for node, places in captured.items():
+        fresh.set_captured(node, places)
+    fresh.apply(dict(sorted(objects.items())))
+    assert registry.resources == fresh.resources
+    assert client.held == registry.resources
+    assert review(registry) == review(fresh)
+    for type_url, held in registry.resources.items():
+        assert all(each.version == version_of(each.payload) for each in held.values()), type_url
+    for name, resource in registry.resources[ADDRESS].items():
+        assert resource in registry.find(name)
+        for alias in resource.aliases:
+            assert resource in registry.find(alias)
+
+
+# ---- little changes, little work ----
+
+
+def large(workloads: int, services: int) -> Mesh:
+    texts = [namespace(f"ns{n}") for n in range(20)]
+    texts += [
+        service(
+            f"s{n}",
+            f"selector: {{app: a{n}}}, ports: [{{port: 80}}], clusterIP: 10.96.{n // 200}.{n % 200}",
+            space=f"ns{n % 20}",
+        )
+        for n in range(services)
+    ]
+    texts += [
+        entry(
+            f"w{n}",
+            ip=f"10.{n // 40000}.{n // 200 % 200}.{n % 200}",
+            labels=f"app: a{n % services}, mycelia.io/node: n{n % 10}",
+            space=f"ns{n % services % 20}",
+        )
+        for n in range(workloads)
+    ]
+    return Mesh("---\n".join(texts))
+
+
+def work_of(mesh: Mesh, text: str) -> tuple[int, int]:
+    """(compiled, sent) because of one change."""
+    before = mesh.registry.compiled
+    delta = mesh.apply(text)
+    return mesh.registry.compiled - before, len(delta.upserts) + len(delta.removed)
+
+
+def test_a_change_costs_what_depends_on_it_in_a_mesh_of_ten_thousand() -> None:
+    mesh = large(10_000, 1_000)
+    assert len(mesh.registry.resources[ADDRESS]) == 11_000
+    web = entry("w7", ip="10.200.0.1", labels="app: a7, mycelia.io/node: n7", space="ns7")
+    assert work_of(mesh, web) == (1, 1)
+    assert work_of(mesh, web) == (0, 0)
+    ports = "ports: [{port: 80, targetPort: 8080}]"
+    changed = service("s7", f"selector: {{app: a7}}, {ports}, clusterIP: 10.96.0.7", space="ns7")
+    assert work_of(mesh, changed) == (11, 11)
+    local = service(
+        "s7",
+        f"selector: {{app: a7}}, {ports}, clusterIP: 10.96.0.7, trafficDistribution: PreferClose",
+        space="ns7",
+    )
+    assert work_of(mesh, local) == (1, 1)
+    policy = istio("AuthorizationPolicy", "p", "{selector: {matchLabels: {app: a7}}}", space="ns7")
+    assert work_of(mesh, policy) == (11, 11)
+    rules = istio(
+        "AuthorizationPolicy", "p", "{selector: {matchLabels: {app: a7}}, rules: [{}]}", space="ns7"
+    )
+    assert work_of(mesh, rules) == (1, 1)
+    assert work_of(mesh, istio("AuthorizationPolicy", "q", "{}", space="ns7")) == (1, 1)
+    assert work_of(mesh, namespace("ns7", "istio.io/dataplane-mode: ambient"))[1] == 0
+    before = mesh.registry.compiled
+    delta = mesh.registry.set_captured("n7", [("ns7", "w7")])
+    assert (mesh.registry.compiled - before, len(delta.upserts)) == (1, 1)
+
+
+def test_equal_objects_in_another_order_are_no_change() -> None:
+    mesh = Mesh(pod("web", labels="a: b, c: d"))
+    assert not mesh.apply(pod("web", labels="c: d, a: b"))
+
+
+# ---- captures ----
+
+
+def test_only_the_node_a_workload_is_on_can_say_it_is_captured() -> None:
+    mesh = Mesh(
+        entry("web", labels="mycelia.io/node: n1"), pod("host", spec="nodeName: n1, hostNetwork: true")
+    )
+    assert not mesh.registry.set_captured("n2", [("shop", "web")])
+    assert mesh.workload("shop/web").tunnel_protocol == pb.NONE
+    assert mesh.registry.set_captured("n1", [("shop", "web"), ("shop", "host"), ("shop", "gone")])
+    assert mesh.workload("shop/web").tunnel_protocol == pb.HBONE
+    assert mesh.workload("shop/host").tunnel_protocol == pb.NONE
+    mesh.apply(entry("web", labels="mycelia.io/node: n2"))
+    assert mesh.workload("shop/web").tunnel_protocol == pb.HBONE  # both nodes have said so
+    mesh.registry.set_captured("n2", [])
+    assert mesh.workload("shop/web").tunnel_protocol == pb.NONE
+
+
+def test_the_ca_hears_who_runs_where() -> None:
+    mesh = Mesh(
+        entry("web", labels="mycelia.io/node: n1", spec="serviceAccount: web"),
+        pod("done", ip="10.0.0.2", spec="nodeName: n1, serviceAccountName: job", status="phase: Succeeded"),
+        pod("floating", ip="10.0.0.3", spec="serviceAccountName: floating"),
+    )
+    running = mesh.registry.is_running_on
+    assert running("shop", "web", "n1")
+    assert not running("shop", "web", "n2")
+    assert not running("bank", "web", "n1")
+    assert not running("shop", "job", "n1")
+    assert not running("shop", "floating", "")
+
+
+# ---- look-ups and review ----
+
+
+def test_look_ups_by_uid_address_hostname_and_virtual_address() -> None:
+    mesh = Mesh(
+        service("web", "clusterIP: 10.96.0.1, selector: {app: web}, ports: [{port: 80}]"),
+        entry("web", labels="app: web, mycelia.io/node: n1"),
+        settings=MeshSettings(network="net"),
+    )
+    uid = "Kubernetes/networking.istio.io/WorkloadEntry/shop/web"
+    name = "shop/web.shop.svc.cluster.local"
+
+    def found(key: str) -> list[str]:
+        return [each.name for each in mesh.registry.find(key)]
+
+    assert found(uid) == [uid]
+    assert found("net/10.0.0.1") == [uid]
+    assert found(name) == [name, uid]
+    assert found("net/10.96.0.1") == [name, uid]
+    assert found("/10.0.0.1") == []
+    assert [each.name for each in mesh.registry.on_node("n1")] == [uid]
+    mesh.remove("WorkloadEntry", "shop", "web")
+    assert found("net/10.0.0.1") == []
+
+
+def test_the_review_tells_what_is_odd_about_the_whole() -> None:
+    mesh = Mesh(
+        namespace("bank", "istio.io/use-waypoint: wp"),
+        entry("a"),
+        entry("b"),
+        service("s1", "clusterIP: 10.96.0.1, selector: {app: none}"),
+        service("s2", "clusterIP: 10.96.0.1"),
+        istio("AuthorizationPolicy", "p", "{selector: {matchLabels: {app: none}}}"),
+        "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\naddressType: IPv4\n"
+        "metadata: {name: s, namespace: bank, labels: {kubernetes.io/service-name: nobody}}\n",
+    )
+    texts = [f"{note.ref}: {note.text}" for note in review(mesh.registry)]
+    assert texts == [
+        "AuthorizationPolicy shop/p: its selector finds no workload",
+        "EndpointSlice bank/s: there is no Service bank/nobody",
+        "Namespace bank: label istio.io/use-waypoint: there is no waypoint bank/wp; traffic goes without one",
+        "Namespace shop: is used but not declared: it has no labels, so nothing in it is captured",
+        "Service shop/s1: its service address 10.96.0.1 is also that of Service shop/s2",
+        "Service shop/s1: its selector finds no workload",
+        "Service shop/s2: its service address 10.96.0.1 is also that of Service shop/s1",
+        "WorkloadEntry shop/a: its workload address 10.0.0.1 is also that of WorkloadEntry shop/b",
+        "WorkloadEntry shop/a: has no label mycelia.io/node: no node can capture it or speak for it",
+        "WorkloadEntry shop/b: its workload address 10.0.0.1 is also that of WorkloadEntry shop/a",
+        "WorkloadEntry shop/b: has no label mycelia.io/node: no node can capture it or speak for it",
+    ]
+
+
+def test_versions_are_the_same_in_every_process() -> None:
+    mesh = Mesh(entry("web", labels="mycelia.io/node: n1", spec="serviceAccount: web"))
+    held: Mapping[str, Resource] = mesh.registry.resources[ADDRESS]
+    (resource,) = held.values()
+    assert resource.version == "19e8de6808b2bbad"
