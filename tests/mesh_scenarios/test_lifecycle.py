@@ -211,6 +211,7 @@ class TestAgent:
     def test_traffic_does_not_need_it(self, pair: Pair) -> None:
         mesh, client, server = pair
         with mesh.connect(client, (server.ipv4, 8080)) as sock:
+            assert echoes(sock)
             stop(mesh, "alpha", "agent")
             stop(mesh, "beta", "agent")
             assert echoes(sock)
@@ -228,6 +229,7 @@ class TestControlPlane:
     def test_traffic_does_not_need_it_and_changes_arrive_after_its_return(self, pair: Pair) -> None:
         mesh, client, server = pair
         with mesh.connect(client, (server.ipv4, 8080)) as sock:
+            assert echoes(sock)
             kill_control_plane(mesh)
             assert echoes(sock)
             assert can_talk(mesh, client, server)
