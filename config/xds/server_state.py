@@ -106,6 +106,8 @@ class ServerState:
         for key in request.resource_names_unsubscribe:
             watch.keys.discard(key)
             watch.asked.pop(key, None)
+            watch.held.discard(key)
+            watch.followed.discard(key)
         if watch.is_wildcard:
             return
         for key in request.resource_names_subscribe:
