@@ -185,7 +185,16 @@ class HbonePool:
 class _Entry(ConnectionObserver):
     """The connections to one key and the requests that wait for one."""
 
-    __slots__ = ("_dial", "_handshake", "_idle_since", "_pool", "connections", "key", "waiting")
+    __slots__ = (
+        "_dial",
+        "_handshake",
+        "_idle_since",
+        "_peer_limit",
+        "_pool",
+        "connections",
+        "key",
+        "waiting",
+    )
 
     def __init__(self, pool: HbonePool, key: PoolKey) -> None:
         self._pool = pool
@@ -195,6 +204,9 @@ class _Entry(ConnectionObserver):
         self._dial: _Dial | None = None
         self._handshake: HboneClientConnection | None = None
         self._idle_since: dict[HboneClientConnection, float] = {}
+        # What earlier connections learnt about the peer. A new one assumes it until it knows better: a burst
+        # beyond a small limit would be refused on every connection again, and its repeats are counted.
+        self._peer_limit = pool.settings.hbone.assumed_peer_streams
 
     @property
     def is_unused(self) -> bool:
@@ -315,10 +327,12 @@ class _Entry(ConnectionObserver):
         if connection is not self._handshake:
             return
         self._handshake = None
+        connection.max_streams = min(connection.max_streams, self._peer_limit)
         self.connections.append(connection)
         self._serve()
 
-    def on_stream_over(self, connection: HboneClientConnection) -> None:  # noqa: ARG002 - any may serve
+    def on_stream_over(self, connection: HboneClientConnection) -> None:
+        self._peer_limit = max(connection.max_streams, 1)  # of none at all, each request finds out itself
         if self.waiting:
             self._serve()
 
