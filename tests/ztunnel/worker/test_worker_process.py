@@ -176,8 +176,8 @@ def test_many_connections_leave_nothing_behind(pair: Pair) -> None:
         for _ in opened:
             pair.client.wait_for_flow()
             pair.server.wait_for_flow()
-    # Two more HBONE connections at most: 150 tunnels do not fit into one. Sockets that were made in advance go
-    # after a second.
+    # Two more HBONE connections at most: 150 tunnels do not fit into one. Sockets that were made in advance
+    # go after a second.
     end = time.monotonic() + PATIENCE_S
     for control, old in zip((pair.client, pair.server), before, strict=True):
         while control.open_descriptors() > old + 2:
