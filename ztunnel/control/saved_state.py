@@ -25,7 +25,7 @@ from ztunnel.control.errors import SavedStateUnusable
 
 FILE_NAME = "resources"
 SETTLE_S = 1.0
-RETRY_S = 30.0
+RETRY_S = 5.0
 _MAGIC = b"mycelia-resources-1 "
 _LENGTH = struct.Struct("!I")
 _BATCH = 200
@@ -89,6 +89,7 @@ class SavedState:
         self._held = held
         self._changed = trio.Event()
         self._is_changed = False
+        self._problem = ""  # why the last attempt to write failed
         self._log = get_logger("saved_state")
 
     def load(self) -> dict[str, dict[str, tuple[str, bytes]]]:
@@ -118,7 +119,9 @@ class SavedState:
                 await trio.sleep(RETRY_S)
 
     async def save(self) -> bool:
-        """Write now if anything changed; False (and a warning) where the disk does not take it."""
+        """Write now if anything changed; False (and, once for each cause, a warning) where the disk does not
+        take it.
+        """
         if not self._is_changed:
             return True
         self._is_changed = False
@@ -128,14 +131,22 @@ class SavedState:
             await trio.to_thread.run_sync(self._write, held)
         except OSError as error:
             self._is_changed = True
+            self._warn(error.strerror or str(error))
+            return False
+        if self._problem:
+            self._problem = ""
+            self._log.info("saved_state_written_again", directory=str(self._directory))
+        return True
+
+    def _warn(self, problem: str) -> None:
+        if problem != self._problem:
+            self._problem = problem
             self._log.warning(
                 "saved_state_not_written",
                 directory=str(self._directory),
-                error=error.strerror or str(error),
+                error=problem,
                 consequence="a restart without the control plane would use the last file written",
             )
-            return False
-        return True
 
     def _write(self, held: Held) -> None:
         data = encode_held(held)
