@@ -79,6 +79,7 @@ class Agent:
         self._own_namespace: tuple[int, int] = (0, 0)
         self._nursery: trio.Nursery | None = None
         self.state_problem = ""
+        self._is_unsaved = False
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Restores the last state and keeps all workloads until cancelled. Rules stay when it ends.
@@ -287,8 +288,12 @@ class Agent:
             await self._changed.wait()
 
     async def _watch(self) -> None:
-        """Notices namespaces that were deleted, or replaced under the same name."""
+        """Notices namespaces that were deleted, or replaced under the same name; saves what could not be
+        saved.
+        """
         while True:
+            if self._is_unsaved:
+                await self._save()
             for keeper in list(self._keepers.values()):
                 kept = keeper.attachment
                 if keeper.goal is Goal.GONE or leads_to(kept.reference, kept.identity):
@@ -311,7 +316,7 @@ class Agent:
         changed.set()
 
     async def _save(self) -> None:
-        """Writes the state; a failure (disk full) is shown and does not stop anything."""
+        """Writes the state; a failure (disk full) is shown, does not stop anything and is mended later."""
         async with self._saving:
             state = NodeState(
                 {uid: keeper.attachment for uid, keeper in self._keepers.items()}, dict(self._orders)
@@ -323,7 +328,9 @@ class Agent:
                 problem = str(error)
             if problem and problem != self.state_problem:
                 log.error("state_not_saved", error=problem)
-            self.state_problem = problem
+            if self._is_unsaved and not problem:
+                log.info("state_saved_again")
+            self.state_problem, self._is_unsaved = problem, bool(problem)
 
 
 def _goal(order: CaptureOrder) -> Goal:
