@@ -30,7 +30,7 @@ from config.settings import MeshSettings
 from config.source.directory import DirectorySource
 from config.source.last_good import LastGood
 from config.source.manifest_set import Changes, Sourced
-from config.state_files import make_directory, read_json, write_json
+from config.state_files import SAVE_RETRY_S, make_directory, read_json, write_json
 from config.xds.server import XdsServer
 from telemetry.logging import get_logger
 from transport.grpc.server import GrpcServer
@@ -38,7 +38,6 @@ from transport.spiffe import SpiffeId
 
 VIRTUAL_ADDRESSES_FILE: Final = "virtual-addresses.json"
 CAPTURED_FILE: Final = "captured.json"
-SAVE_RETRY_S: Final = 30.0
 
 log = get_logger("control_plane")
 
@@ -123,6 +122,7 @@ class ControlPlane:
         """Follows the manifests until cancelled; started when no change can be missed any more."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._keep_addresses)
+            nursery.start_soon(self.nodes.keep_saved)
             await nursery.start(self.source.run, self._take)
             task_status.started()
 
@@ -144,6 +144,7 @@ class ControlPlane:
     async def _keep_addresses(self) -> None:
         """Automatic addresses on disk: a service keeps them over restarts."""
         path = self.state.path / VIRTUAL_ADDRESSES_FILE
+        problem = ""
         while True:
             await self._addresses_changed.wait()
             self._addresses_changed = trio.Event()
@@ -152,10 +153,14 @@ class ControlPlane:
             try:
                 await trio.to_thread.run_sync(write_json, path, table.snapshot())
             except StateUnwritable as error:
-                log.error("virtual_addresses_not_saved", error=error.text)  # noqa: TRY400 - no traceback
+                if error.text != problem:
+                    problem = error.text
+                    log.error("virtual_addresses_not_saved", error=problem)  # noqa: TRY400 - no traceback
                 table.is_changed = True
                 self._addresses_changed.set()
                 await trio.sleep(SAVE_RETRY_S)
+            else:
+                problem = ""
 
 
 def _address_table(data: object) -> dict[str, int]:

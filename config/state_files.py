@@ -12,10 +12,13 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Final
 
 from ca import private_files
 from ca.errors import CaError
 from config.errors import StateDamaged, StateInUse, StateUnwritable
+
+SAVE_RETRY_S: Final = 5.0  # until what could not be written is tried again
 
 
 def make_directory(path: Path) -> None:

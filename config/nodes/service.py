@@ -17,7 +17,7 @@ from config.compile.resource import Delta
 from config.errors import ReportRejected, StateUnwritable
 from config.nodes.book import NodeBook, read_report
 from config.registry.registry import Registry
-from config.state_files import read_json, write_json
+from config.state_files import SAVE_RETRY_S, read_json, write_json
 from proto.mycelia import node_pb2 as pb
 from telemetry.logging import get_logger
 from transport.grpc.server import CallContext, ServerStream, StreamHandler
@@ -64,6 +64,7 @@ class NodeService:
         self.book = NodeBook()
         self.attending: dict[int, Attendance] = {}
         self.save_problem = ""
+        self._save_failed = trio.Event()
 
     @property
     def handlers(self) -> dict[str, StreamHandler]:
@@ -124,6 +125,14 @@ class NodeService:
         attendance.is_owed = True
         attendance.wake.set()
 
+    async def keep_saved(self) -> None:
+        """Tries again what could not be written, until cancelled."""
+        while True:
+            await self._save_failed.wait()
+            self._save_failed = trio.Event()
+            await trio.sleep(SAVE_RETRY_S)
+            await self._save()
+
     async def _save(self) -> None:
         mine = self._reports
         async with self._saving:
@@ -134,9 +143,13 @@ class NodeService:
                 await trio.to_thread.run_sync(write_json, self._file, snapshot)
             except StateUnwritable as error:
                 # The mesh goes on; only a restart now would forget what was captured.
-                self.save_problem = error.text
-                log.error("captured_not_saved", error=error.text)  # noqa: TRY400 - no traceback
+                if error.text != self.save_problem:
+                    self.save_problem = error.text
+                    log.error("captured_not_saved", error=error.text)  # noqa: TRY400 - no traceback
+                self._save_failed.set()
                 return
+            if self.save_problem:
+                log.info("captured_saved_again")
             self._saved, self.save_problem = covered, ""
 
     async def _give_orders(self, stream: ServerStream, attendance: Attendance) -> None:

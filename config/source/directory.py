@@ -59,6 +59,7 @@ class DirectorySource:
         self._listing_problems: tuple[str, ...] = ()
         self._trouble = ""
         self._is_unsettled = False
+        self._unsaved: dict[str, FileReading] = {}  # could not be remembered yet
         self.manifests = ManifestSet()
 
     def problems(self) -> list[Problem]:
@@ -237,18 +238,27 @@ class DirectorySource:
         return self.manifests.install(batch.readings, batch.removed)
 
     async def _remember(self, batch: _Batch) -> None:
-        if self._last_good is not None and (batch.readings or batch.removed):
+        """Keeps the last good texts. What the disk does not take is tried again with the next look."""
+        if self._last_good is not None and (batch.readings or batch.removed or self._unsaved):
             await trio.to_thread.run_sync(self._remember_blocking, batch)
 
     def _remember_blocking(self, batch: _Batch) -> None:
         assert self._last_good is not None
-        try:
-            for reading in batch.readings:
-                self._last_good.save(reading)
-        except StateUnwritable as error:
-            log.warning("last_good_not_saved", error=str(error))
+        was_full = bool(self._unsaved)
         for name in batch.removed:
+            self._unsaved.pop(name, None)
             self._last_good.forget(name)
+        self._unsaved.update((reading.name, reading) for reading in batch.readings)
+        try:
+            for name, reading in list(self._unsaved.items()):
+                self._last_good.save(reading)
+                del self._unsaved[name]
+        except StateUnwritable as error:
+            if not was_full:
+                log.warning("last_good_not_saved", error=str(error))
+            return
+        if was_full:
+            log.info("last_good_saved_again")
 
     def _log_batch(self, batch: _Batch, changes: Changes, took_s: float) -> None:
         log.info(
