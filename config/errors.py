@@ -1,7 +1,5 @@
 """The control plane's errors (codes 3000 to 3999)."""
 
-# ruff: noqa: N818 - errors are named by the fact they state
-
 from __future__ import annotations
 
 from typing import ClassVar

@@ -50,7 +50,7 @@ _PREFIX = "tag:yaml.org,2002:"
 _PLAIN_TAGS = frozenset({"!", *(_PREFIX + kind for kind in ("str", "int", "float", "bool", "null"))})
 
 
-class YamlRefused(Exception):  # noqa: N818 - named by the fact; never leaves the package
+class YamlRefused(Exception):
     """Not readable as a document; `line` counts from 1 within its text. Never leaves `config.kinds`."""
 
     def __init__(self, text: str, line: int) -> None:

@@ -106,7 +106,7 @@ def stamp_of(status: os.stat_result, *, is_link: bool) -> Stamp:
     )
 
 
-class FileRefused(Exception):  # noqa: N818 - named by the fact; never leaves the package
+class FileRefused(Exception):
     """The file is there but is no readable manifest. Never leaves `config.source`."""
 
 

@@ -61,7 +61,7 @@ class Notices:
         return bool(self.names) or self.is_structural
 
 
-class InotifyUnavailable(Exception):  # noqa: N818 - named by the fact; never leaves the package
+class InotifyUnavailable(Exception):
     """The kernel gives no (more) notices. Never leaves `config.source`, which falls back to looking."""
 
 
