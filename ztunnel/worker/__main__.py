@@ -34,8 +34,11 @@ def main() -> int:
         print(f"descriptor {fd} is not a socket: {error.strerror}", file=sys.stderr)
         return 2
     with Reactor() as reactor:
+        worker = Worker(reactor, control)
+        # Who stops a group of processes must not cut connections that the control process wants drained.
+        signal.signal(signal.SIGTERM, lambda *_: reactor.call_soon_threadsafe(worker.drain))
         try:
-            Worker(reactor, control).run()
+            worker.run()
         except MeshError as error:
             print(f"ztunnel worker: {error}", file=sys.stderr)
             return 1

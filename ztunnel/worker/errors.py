@@ -64,20 +64,6 @@ class ConnectionDrained(MeshError):
     blame = Blame.LOCAL
 
 
-class TooManyConnections(MeshError):
-    """The worker's limit of open connections is reached."""
-
-    code = "MYC-4518"
-    blame = Blame.LOCAL
-
-
-class DestinationInvalid(MeshError):
-    """A CONNECT asks for a destination that this workload cannot answer for."""
-
-    code = "MYC-4519"
-    blame = Blame.REMOTE
-
-
 class ApplicationUnreachable(MeshError):
     """The TCP connection to the application did not come about in time."""
 

@@ -237,6 +237,7 @@ class InboundTunnel(Relay):
             self._finish(found)
             return
         self._app = found
+        self._proxy.shared.note_opened(self.plan.flow, self._peer)
         tunnel.accept(self._proxy.accept_headers(self.plan.own))
         self._start(greeting=self._greeting)
         self._greeting = b""

@@ -202,6 +202,7 @@ class OutboundTunnel(Relay):
     def on_tunnel_open(self, tunnel: TunnelStream, headers: Headers) -> None:  # noqa: ARG002 - not needed here
         self.headers = []
         self.tunnel = tunnel
+        self._proxy.shared.note_opened(self._plan.flow, self._peer)
         self._start(read_now=True)
 
     def on_tunnel_failed(self, error: MeshError) -> None:
@@ -284,6 +285,7 @@ class OutboundTcp:
             self._on_over(found)
             return
         shared = self._proxy.shared
+        shared.note_opened(self._plan.flow, self._peer)
         self._app = None
         self._pump = TcpPump(
             shared.reactor,

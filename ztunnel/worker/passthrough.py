@@ -164,6 +164,7 @@ class Passthrough:
             self._on_over(found)
             return
         shared = self._proxy.shared
+        shared.note_opened(self.plan.flow, self._peer)
         self._app = None
         self._pump = TcpPump(
             shared.reactor,

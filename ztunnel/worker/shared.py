@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from proto.mycelia import worker_pb2 as pb
 from transport.hbone.frame_buffer import FrameBuffer
 from transport.reactor import Reactor
+from ztunnel.state.model import socket_text
 from ztunnel.state.routing import RoutingContext
 from ztunnel.state.store import MeshState
 from ztunnel.worker.counters import TrafficTable
 from ztunnel.worker.credentials import CredentialStore
-from ztunnel.worker.flows import FlowQueue
+from ztunnel.worker.flows import OPENED, FlowQueue, FlowTemplate
 from ztunnel.worker.log import WorkerLog
 from ztunnel.worker.resolver import Resolver
 from ztunnel.worker.settings import WorkerSettings
@@ -39,3 +41,8 @@ class Shared:
     outbound_sockets: int = 0
     inbound_sockets: int = 0
     on_demand_lookups: int = 0
+
+    def note_opened(self, flow: FlowTemplate, peer: tuple[str, int]) -> None:
+        """A record of a connection that begins; at level debug only (facts 11.4)."""
+        if self.log.is_debug_on:
+            self.flows.add(flow, pb.Flow(outcome=OPENED, src_addr=socket_text(*peer)))

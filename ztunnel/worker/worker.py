@@ -79,6 +79,10 @@ class Worker:
             "synced": self._on_synced,
         }
 
+    def drain(self) -> None:
+        """Accept nothing more and end with the last connection; the control process may set a deadline."""
+        self._start_drain(_ORPHAN_DEADLINE_S)
+
     def run(self) -> None:
         self._reactor.on_callback_error = self._on_callback_error
         self._link.send(pb.ToControl(hello=pb.Hello(pid=os.getpid())))
@@ -299,7 +303,7 @@ class Worker:
 
     def _on_control_gone(self, reason: str) -> None:
         self._log.write("error", "control_process_gone", reason=reason)
-        self._start_drain(_ORPHAN_DEADLINE_S)
+        self.drain()
 
     def close(self) -> None:
         """Release everything; for tests that build a worker in their own process."""

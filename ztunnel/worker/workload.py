@@ -320,6 +320,7 @@ class WorkloadProxy:
                 traffic=self.shared.traffic,
             )
             self._keep(key, plan)
+            self._note_dry_run(plan)
         return plan
 
     def passthrough_plan(self, peer_ip: str, destination: tuple[str, int], own: Workload) -> InboundPlan:
@@ -335,7 +336,14 @@ class WorkloadProxy:
                 traffic=self.shared.traffic,
             )
             self._keep(key, plan)
+            self._note_dry_run(plan)
         return plan
+
+    def _note_dry_run(self, plan: InboundPlan) -> None:
+        if plan.verdict.dry_run:
+            self.shared.log.write(
+                "info", "policy_dry_run", workload=self.info.uid, notes=list(plan.verdict.dry_run)
+            )
 
     def _keep(self, key: tuple[object, ...], plan: InboundPlan) -> None:
         if len(self._inbound_plans) >= MAX_PLANS:

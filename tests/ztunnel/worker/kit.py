@@ -273,7 +273,7 @@ BASE = WorkerSettings(
     packet_mark=None,
     is_spoofing=False,
     illegal_ports=(1,),
-    log_level="debug",
+    log_level="info",
 )
 
 

@@ -366,6 +366,27 @@ def test_a_rejected_resource_is_logged_and_the_others_apply(pair: Pair) -> None:
     assert "bytes" in pair.client.wait_for_log("resource_rejected").fields_json
 
 
+def test_ipv6_all_the_way() -> None:
+    with socket.create_server(("::1", 0), family=socket.AF_INET6) as listener:
+        listener.settimeout(PATIENCE_S)
+        port = listener.getsockname()[1]
+        settings = replace(BASE, bind_address="::1", static_destination=f"[::1]:{port}")
+        with running_pair(settings, settings) as pair:
+            for control in (pair.client, pair.server):
+                control.resources(workload("client", "fd00::3"), workload("server", "::1"))
+                control.stats()
+            near = socket.create_connection(("::1", pair.outbound_port), PATIENCE_S)
+            near.sendall(b"x")
+            far = listener.accept()[0]
+            assert far.recv(1) == b"x"
+            near.close()
+            far.close()
+            flow = pair.server.wait_for_flow()
+            assert flow.dst_hbone_addr == f"[::1]:{port}"
+            assert flow.dst_addr == f"[::1]:{pair.hbone_port}"
+            assert flow.src_addr.startswith("[::1]:")
+
+
 # Without a tunnel
 
 
@@ -590,3 +611,37 @@ def test_log_levels_are_obeyed(pair: Pair) -> None:
     pair.client.send(set_log_level=pb.SetLogLevel(level="nonsense"))
     pair.client.stats()
     assert not pair.client.logs
+
+
+def test_at_level_debug_the_opening_is_recorded_too() -> None:
+    settings = replace(BASE, log_level="debug")
+    with running_pair(settings, settings) as pair:
+        near, far = pair.open()
+        for control in (pair.client, pair.server):
+            assert control.wait_for_flow().outcome == pb.Flow.OPENED
+        near.close()
+        far.close()
+        for control in (pair.client, pair.server):
+            assert control.wait_for_flow().outcome == pb.Flow.COMPLETE
+
+
+def test_a_terminated_worker_finishes_its_connections(pair: Pair) -> None:
+    near, far = pair.open()
+    pair.client.process.terminate()
+    pair.client.stats()
+    near.sendall(b"still open")
+    assert far.recv(20) == b"still open"
+    near.close()
+    far.close()
+    assert pair.client.process.wait(PATIENCE_S) == 0
+
+
+def test_a_dry_run_policy_denies_nothing_and_is_noted(pair: Pair) -> None:
+    policy = deny_all("maybe")
+    policy.dry_run = True
+    pair.server.policies(policy)
+    pair.server.stats()
+    near, far = pair.open()
+    near.close()
+    far.close()
+    assert "default/maybe" in pair.server.wait_for_log("policy_dry_run").fields_json
