@@ -1,6 +1,6 @@
 """How soon one change reaches a worker in a large mesh, and what it does to the traffic there.
 
-    python -m loadtests.scale [--workloads 10000] [--services 1000] [--changes 40] [--json FILE]
+    python -m loadtests.scale [--workloads 10000] [--services 1000] [--changes 40] [--write-results]
 
 Real processes in private namespaces: control plane, node agents, ztunnels. Besides the bulk there is a
 client, a server and the service `flip`, whose only endpoint is the server while the server's manifest carries
@@ -27,6 +27,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from datetime import date
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -35,6 +36,7 @@ import yaml
 from rich.console import Console
 from rich.progress import track
 
+from loadtests.bench import RESULTS, machine
 from loadtests.processes import resident_bytes
 from loadtests.protocol import Mode, encode
 from mesh.lab.errors import LabError
@@ -68,6 +70,14 @@ class ScaleResult:
     echoes: int
     ztunnel_rss_bytes: int
     control_plane_rss_bytes: int
+
+    @property
+    def is_reach_met(self) -> bool:
+        return self.reach_max_s <= TARGET_REACH_S
+
+    @property
+    def is_pause_met(self) -> bool:
+        return self.changing_gap_s <= TARGET_PAUSE_S
 
 
 def bulk_documents(workloads: int, services: int) -> list[list[dict[str, Any]]]:
@@ -268,28 +278,34 @@ def _is_steady(mesh: Mesh, client: Place) -> bool:
         return False
 
 
-def report(result: ScaleResult, console: Console) -> bool:
-    """Prints the figures; whether both targets are met."""
-    reach_met = result.reach_max_s <= TARGET_REACH_S
-    pause_met = result.changing_gap_s <= TARGET_PAUSE_S
-    for line in (
+def figures(result: ScaleResult) -> list[str]:
+    """The figures in words, a line each."""
+    echoes = f"p99.9 {_ms(result.changing_gap_p999_s)} of {result.echoes} echoes"
+    return [
         f"{result.workloads} workloads, {result.services} services; ready {result.start_s:.1f} s after start",
         (
             f"a change reaches the worker: p50 {_ms(result.reach_p50_s)}, p90 {_ms(result.reach_p90_s)}, "
-            f"max {_ms(result.reach_max_s)} (target {_ms(TARGET_REACH_S)}): {_mark(reach_met)}"
+            f"max {_ms(result.reach_max_s)} (target {_ms(TARGET_REACH_S)}): {_mark(result.is_reach_met)}"
         ),
         (
-            f"longest gap between echoes: {_ms(result.changing_gap_s)} with changes (p99.9 "
-            f"{_ms(result.changing_gap_p999_s)} of {result.echoes} echoes), {_ms(result.quiet_gap_s)} without "
-            f"(target {_ms(TARGET_PAUSE_S)}): {_mark(pause_met)}"
+            f"longest gap between echoes: {_ms(result.changing_gap_s)} with changes ({echoes}), "
+            f"{_ms(result.quiet_gap_s)} without (target {_ms(TARGET_PAUSE_S)}): {_mark(result.is_pause_met)}"
         ),
         (
             f"resident: ztunnel (control process and worker) {result.ztunnel_rss_bytes / 1e6:.0f} MB, "
             f"control plane {result.control_plane_rss_bytes / 1e6:.0f} MB"
         ),
-    ):
-        console.print(line, soft_wrap=True)
-    return reach_met and pause_met
+    ]
+
+
+def append_section(result: ScaleResult, arguments: Sequence[str]) -> None:
+    """Adds a dated section to RESULTS.md."""
+    facts = [f"{key}: {value}" for key, value in machine("as the host", 1, None).items()]
+    command = " ".join(["python -m loadtests.scale", *arguments])
+    lines = [f"## {date.today().isoformat()}: a change in a large mesh", "", f"Command: `{command}`", ""]  # noqa: DTZ011 - the date on the wall
+    lines += [f"- {line}" for line in (*facts, *figures(result))]
+    with RESULTS.open("a") as file:
+        file.write("\n" + "\n".join(lines) + "\n")
 
 
 def _ms(seconds: float) -> str:
@@ -306,6 +322,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--services", type=int, default=1_000)
     parser.add_argument("--changes", type=int, default=40, help=f"2 to {MAX_CHANGES}")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--write-results", action="store_true", help="append a section to RESULTS.md")
     options = parser.parse_args(arguments)
     if not 2 <= options.changes <= MAX_CHANGES:
         parser.error(f"--changes takes 2 to {MAX_CHANGES}")
@@ -320,7 +337,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         result = measure(Path(folder), options.workloads, options.services, options.changes, console)
     if options.json:
         options.json.write_text(json.dumps(asdict(result), indent=2))
-    return 0 if report(result, console) else 1
+    if options.write_results:
+        append_section(result, sys.argv[1:] if arguments is None else arguments)
+    for line in figures(result):
+        console.print(line, soft_wrap=True)
+    return 0 if result.is_reach_met and result.is_pause_met else 1
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""The L7 proxy of a service or namespace. Nothing is here yet: the node proxies refuse what asks for one, by name."""
+"""The L7 proxy of a service or namespace. Nothing is here yet: what asks for one is reported, by name."""

@@ -15,28 +15,28 @@ class Http2Error(MeshError):
     code = "MYC-1100"
 
 
-class StreamLimitReached(Http2Error):  # noqa: N818 - a state of the connection, named by the field
+class StreamLimitReached(Http2Error):
     """The peer does not allow one more concurrent stream on this connection."""
 
     code = "MYC-1101"
     blame = Blame.REMOTE
 
 
-class GoingAway(Http2Error):  # noqa: N818 - as above
+class GoingAway(Http2Error):
     """The connection takes no new streams: GOAWAY was seen or sent, it failed, or its ids are used up."""
 
     code = "MYC-1102"
     blame = Blame.REMOTE
 
 
-class CodecMisuse(Http2Error):  # noqa: N818 - as above
+class CodecMisuse(Http2Error):
     """The caller broke the codec's contract (a stream that never was, more data than the window allows)."""
 
     code = "MYC-1103"
     blame = Blame.LOCAL
 
 
-class ConnectionFault(Exception):  # noqa: N818 - a fault of the peer, caught inside the codec, never an error of ours
+class ConnectionFault(Exception):
     """Ends the connection with GOAWAY. `reason` is one snake_case name out of a bounded set."""
 
     def __init__(self, code: ErrorCode, reason: str) -> None:

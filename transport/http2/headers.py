@@ -43,7 +43,7 @@ _KNOWN_GOOD_NAMES: Final = frozenset(
 _REQUEST_PSEUDO: Final = frozenset({b":method", b":scheme", b":authority", b":path", b":protocol"})
 
 
-class HeadFault(Exception):  # noqa: N818 - a verdict on the peer's message that unwinds the check, not an error of ours
+class HeadFault(Exception):
     """Why a header list is refused: the status a server answers with (0: reset) and a snake_case reason."""
 
     def __init__(self, status: int, reason: str) -> None:
