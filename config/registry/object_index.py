@@ -48,6 +48,8 @@ class ObjectIndex:
         self.claims: dict[str, set[Ref]] = {}  # service name -> the objects that want it
         self.hosts: dict[str, set[Ref]] = {}  # hostname -> the objects that want it, in any namespace
         self.peers: set[Ref] = set()
+        # Address -> Services and ServiceEntries that name it themselves.
+        self._services_at: dict[str, set[Ref]] = {}
         self._labels: LabelIndex[str] = LabelIndex()
         self._sources_of: dict[Ref, tuple[str, ...]] = {}
         self._sources_in: dict[str, set[str]] = {}
@@ -123,6 +125,10 @@ class ObjectIndex:
     def canonical_entry(self, hostname: str) -> Ref | None:
         """The object that a hostname means first, over all namespaces."""
         return min(self.hosts.get(hostname, ()), key=self._claim_key, default=None)
+
+    def is_address_of_service(self, address: str) -> bool:
+        """Whether a Kubernetes Service has the address; an entry on it is second to that Service."""
+        return any(ref.kind == Kind.SERVICE.value for ref in self._services_at.get(address, ()))
 
     def _claim_key(self, ref: Ref) -> tuple[bool, object]:
         return ref.kind != Kind.SERVICE.value, self.objects[ref].meta.age_key
@@ -230,7 +236,14 @@ class ObjectIndex:
         for host in self.hosts_of(old):
             _discard(self.claims, service_name(ref.namespace, host), ref)
             _discard(self.hosts, host, ref)
+        addresses = {address for each in (old, new) for address in _addresses_of(each)}
+        for address in _addresses_of(old):
+            _discard(self._services_at, address, ref)
         self._file(ref, new)
+        for address in _addresses_of(new):
+            self._services_at.setdefault(address, set()).add(ref)
+        for address in addresses if ref.kind == Kind.SERVICE.value else ():
+            dirt.services |= self._services_at.get(address, set())
         for host in self.hosts_of(new):
             self.claims.setdefault(service_name(ref.namespace, host), set()).add(ref)
             self.hosts.setdefault(host, set()).add(ref)
@@ -383,6 +396,14 @@ def _endpoints_view(service: MeshObject | None) -> object:
             return hosts, resolution, ports, selector
         case _:
             return None
+
+
+def _addresses_of(service: MeshObject | None) -> tuple[str, ...]:
+    match service:
+        case Service(is_external_name=False, addresses=addresses) | ServiceEntry(addresses=addresses):
+            return addresses
+        case _:
+            return ()
 
 
 def _label(namespace: MeshObject | None, key: str) -> str:

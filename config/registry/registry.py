@@ -254,17 +254,24 @@ class Registry:
                 text = f"{owner} already has the host {host} in this namespace; that one counts"
                 notes.append(Note(ref, Reason.SHADOWED, text))
                 continue
+            addresses = self._addresses(service, host, notes)
             around = ServiceSurroundings(
                 hostname=host,
-                addresses=self._addresses(service, host, notes),
+                addresses=addresses,
                 network=self._mesh_network(),
                 scope=self._scope(service),
                 waypoint=enrolment.address,
-                is_canonical=isinstance(service, Service) or self.index.canonical_entry(host) == ref,
+                is_canonical=isinstance(service, Service) or self._is_canonical(ref, host, addresses),
                 is_ingress_through_waypoint=enrolment.address is not None and self._ingress(service),
             )
             made.append(compile_service(service, around))
         return made, tuple(notes)
+
+    def _is_canonical(self, ref: Ref, host: str, addresses: tuple[str, ...]) -> bool:
+        """An entry never stands before a Service of the same hostname or address, in any namespace."""
+        return self.index.canonical_entry(host) == ref and not any(
+            self.index.is_address_of_service(address) for address in addresses
+        )
 
     def _addresses(self, service: Service | ServiceEntry, host: str, notes: list[Note]) -> tuple[str, ...]:
         if service.addresses:

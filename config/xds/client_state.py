@@ -14,6 +14,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from google.protobuf import json_format
+
 from config.xds.messages import ADDRESS_TYPE, AUTHORIZATION_TYPE, EVERYTHING
 from proto.envoy import discovery_pb2 as pb
 
@@ -36,7 +38,7 @@ class NodeInfo:
     """
 
     id: str
-    metadata: Mapping[str, str] = field(default_factory=dict)
+    metadata: Mapping[str, object] = field(default_factory=dict)
 
     @classmethod
     def of_ztunnel(
@@ -46,15 +48,20 @@ class NodeInfo:
         pod: str = "ztunnel",
         namespace: str = "istio-system",
         address: str = "1.1.1.1",
-        further: Mapping[str, str] | None = None,
+        further: Mapping[str, object] | None = None,
     ) -> NodeInfo:
-        metadata = {"NAME": pod, "NAMESPACE": namespace, "INSTANCE_IPS": address, "NODE_NAME": node}
+        metadata: dict[str, object] = {
+            "NAME": pod,
+            "NAMESPACE": namespace,
+            "INSTANCE_IPS": address,
+            "NODE_NAME": node,
+        }
         identifier = f"ztunnel~{address}~{pod}.{namespace}~{namespace}.svc.cluster.local"
         return cls(identifier, {**metadata, **(further or {})})
 
     def message(self) -> pb.Node:
         node = pb.Node(id=self.id)
-        node.metadata.update(dict(self.metadata))
+        json_format.ParseDict(dict(self.metadata), node.metadata)
         return node
 
 

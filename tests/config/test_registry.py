@@ -145,6 +145,7 @@ mesh_objects: st.SearchStrategy[MeshObject] = st.one_of(
         hosts=hosts.map(tuple),
         resolution=st.sampled_from(list(Resolution)),
         is_internal=st.booleans(),
+        addresses=st.sampled_from([(), ("10.96.0.1",), ("10.0.0.0/8",)]),
         ports=st.sampled_from([(), (EntryPort(80, "http", "HTTP"),)]),
         endpoints=st.lists(endpoints, max_size=2).map(tuple),
         selector=selectors,

@@ -257,6 +257,18 @@ def test_one_entry_per_hostname_is_canonical_over_all_namespaces() -> None:
     assert mesh.service("bank/a.b").canonical
 
 
+def test_an_entry_on_a_services_address_is_second_to_the_service() -> None:
+    thief = istio(
+        "ServiceEntry", "thief", "{hosts: [x.b], addresses: [10.96.0.1], resolution: STATIC}", space="bank"
+    )
+    mesh = Mesh(thief)
+    assert mesh.service("bank/x.b").canonical
+    mesh.apply(service("web", "clusterIP: 10.96.0.1"))
+    assert (mesh.service("bank/x.b").canonical, mesh.service(WEB).canonical) == (False, True)
+    mesh.remove("Service", "shop", "web")
+    assert mesh.service("bank/x.b").canonical
+
+
 def test_dynamic_dns_waits_for_a_waypoint() -> None:
     assert Mesh(istio("ServiceEntry", "x", "{hosts: ['*.b'], resolution: DYNAMIC_DNS}")).services() == []
 
