@@ -132,7 +132,8 @@ class InboundServer:
 
     def on_bad_request(self, connection: HboneServerConnection, request: MalformedRequest) -> None:
         pump = connection.pump
-        self._log_refused(pump.peer_address, pump.local_address, f"{request.status}: {request.reason}")
+        answer = request.status or "reset"  # a request that is no well-formed HTTP/2 gets no status
+        self._log_refused(pump.peer_address, pump.local_address, f"{answer}: {request.reason}")
 
     def on_closed(self, connection: HboneServerConnection, error: MeshError | None) -> None:
         proxy = self._proxy
