@@ -72,6 +72,12 @@ def connect(address: tuple[str, int]) -> socket.socket:
     return sock
 
 
+def name_of(sock: socket.socket) -> str:
+    """The socket's own address as our records write it."""
+    host, port = sock.getsockname()[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def is_refused(address: tuple[str, int]) -> bool:
     """Whether a connection there ends without a byte."""
     with connect(address) as near:

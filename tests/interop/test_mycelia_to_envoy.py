@@ -9,7 +9,7 @@ import socket
 import pytest
 
 from proto.mycelia import worker_pb2 as pb
-from tests.interop.sides import CODECS, GROUPS, UsToEnvoy, connect, flow_with, is_refused
+from tests.interop.sides import CODECS, GROUPS, UsToEnvoy, connect, flow_with, is_refused, name_of
 from tests.interop.traffic import MIB, digest, exchange, reset, stalled_transfer
 from tests.ztunnel.worker.kit import ScriptedControl, identity, is_ended, read_all
 
@@ -23,11 +23,6 @@ NARROW_LIMIT = 5  # of the Envoy that is called so
 def flow_of(worker: ScriptedControl, near: str, error: str = "") -> pb.Flow:
     """The record of the connection that the application made from `near`."""
     return flow_with(worker, src_addr=near, error=error)
-
-
-def name_of(sock: socket.socket) -> str:
-    host, port = sock.getsockname()[:2]
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def pool_of(worker: ScriptedControl, ip: str) -> list[int]:
