@@ -1,9 +1,10 @@
 """The last resources of the control plane on disk, so that a node starts and goes on without it.
 
-One file: a magic line with the SHA-256 of what follows, then length-prefixed DeltaDiscoveryResponse
-messages of at most 200 resources each, in the order of arrival. It is written aside, synced and
-renamed, so a crash leaves the old one; a damaged file is reported and not used. It holds policies and
-addresses, no keys.
+One file: a magic line with the SHA-256 of what follows, then a section for each type (its URL, how many
+resources) with the resources in the order of arrival (name, version, bytes, each behind its length). A format
+this plain costs a large mesh ten milliseconds; messages of protobuf cost it a hundred, taken from the changes
+that arrive meanwhile. It is written aside, synced and renamed, so a crash leaves the old one; a damaged file
+is reported and not used. It holds policies and addresses, no keys.
 """
 
 from __future__ import annotations
@@ -13,22 +14,20 @@ import hashlib
 import os
 import struct
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import trio
-from google.protobuf.message import DecodeError
 
-from proto.envoy import discovery_pb2 as pb
 from telemetry.logging import get_logger
 from ztunnel.control.errors import SavedStateUnusable
 
 FILE_NAME = "resources"
-SETTLE_S = 1.0
+SETTLE_S = 2.0
 RETRY_S = 5.0
-_MAGIC = b"mycelia-resources-1 "
-_LENGTH = struct.Struct("!I")
-_BATCH = 200
+_MAGIC = b"mycelia-resources-2 "
+_SECTION = struct.Struct("!II")  # bytes of the type URL, resources
+_RESOURCE = struct.Struct("!III")  # bytes of name, version, value
 _MAX_FILE_BYTES = 1 << 30
 
 # By type URL and name, in order of arrival: version and bytes.
@@ -36,13 +35,15 @@ Held = Mapping[str, Mapping[str, tuple[str, bytes]]]
 
 
 def encode_held(held: Held) -> bytes:
-    body = bytearray()
+    parts: list[bytes] = []
     for type_url, resources in held.items():
-        for chunk in _chunks(type_url, resources):
-            data = chunk.SerializeToString()
-            body += _LENGTH.pack(len(data))
-            body += data
-    return _MAGIC + hashlib.sha256(body).hexdigest().encode() + b"\n" + bytes(body)
+        url = type_url.encode()
+        parts += (_SECTION.pack(len(url), len(resources)), url)
+        for name, (version, value) in resources.items():
+            key, mark = name.encode(), version.encode()
+            parts += (_RESOURCE.pack(len(key), len(mark), len(value)), key, mark, value)
+    body = b"".join(parts)
+    return b"".join((_MAGIC, hashlib.sha256(body).hexdigest().encode(), b"\n", body))
 
 
 def decode_held(data: bytes) -> dict[str, dict[str, tuple[str, bytes]]]:
@@ -54,31 +55,23 @@ def decode_held(data: bytes) -> dict[str, dict[str, tuple[str, bytes]]]:
         raise SavedStateUnusable("its checksum is wrong")
     held: dict[str, dict[str, tuple[str, bytes]]] = {}
     position = 0
+
+    def take(size: int) -> bytes:
+        nonlocal position
+        position += size
+        return body[position - size : position]
+
     try:
         while position < len(body):
-            (length,) = _LENGTH.unpack_from(body, position)
-            position += _LENGTH.size
-            chunk = pb.DeltaDiscoveryResponse.FromString(body[position : position + length])
-            position += length
-            resources = held.setdefault(chunk.type_url, {})
-            for resource in chunk.resources:
-                resources[resource.name] = (resource.version, resource.resource.value)
-    except (struct.error, DecodeError) as error:
+            url_bytes, count = _SECTION.unpack(take(_SECTION.size))
+            resources = held.setdefault(take(url_bytes).decode(), {})
+            for _ in range(count):
+                name_bytes, version_bytes, value_bytes = _RESOURCE.unpack(take(_RESOURCE.size))
+                name, version = take(name_bytes).decode(), take(version_bytes).decode()
+                resources[name] = (version, take(value_bytes))
+    except (struct.error, UnicodeDecodeError) as error:
         raise SavedStateUnusable(f"it cannot be decoded: {error}") from error
     return held
-
-
-def _chunks(type_url: str, resources: Mapping[str, tuple[str, bytes]]) -> Iterator[pb.DeltaDiscoveryResponse]:
-    chunk = pb.DeltaDiscoveryResponse(type_url=type_url)
-    for name, (version, value) in resources.items():
-        resource = chunk.resources.add(name=name, version=version)
-        resource.resource.type_url = type_url
-        resource.resource.value = value
-        if len(chunk.resources) >= _BATCH:
-            yield chunk
-            chunk = pb.DeltaDiscoveryResponse(type_url=type_url)
-    if chunk.resources:
-        yield chunk
 
 
 class SavedState:
