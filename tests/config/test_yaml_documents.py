@@ -121,25 +121,25 @@ def test_lines_of_fields_are_found() -> None:
     assert line_of(text, ()) == 1
 
 
-json_values = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers(-(10**15), 10**15)
-    | st.text(st.characters(categories=["L", "N", "P", "Zs"])),
-    lambda inner: (
-        st.lists(inner, max_size=4)
-        | st.dictionaries(st.text(st.characters(categories=["L", "N"]), min_size=1), inner, max_size=4)
-    ),
-    max_leaves=20,
-)
+def json_values(words: st.SearchStrategy[str]) -> st.SearchStrategy[object]:
+    return st.recursive(
+        st.none() | st.booleans() | st.integers(-(10**15), 10**15) | words,
+        lambda inner: st.lists(inner, max_size=4) | st.dictionaries(words, inner, max_size=4),
+        max_leaves=20,
+    )
 
 
-@given(json_values)
+words = st.text(st.characters(categories=["L", "N", "P", "Zs"]))
+# PyYAML writes `08` and `1e3` without quotes: text to YAML 1.1, numbers to Kubernetes and us.
+not_like_numbers = words.filter(lambda word: word[:1] not in set("+-.0123456789"))
+
+
+@given(json_values(words))
 def test_json_reads_as_itself(value: object) -> None:
     assert build(json.dumps(value, ensure_ascii=False)) == value
 
 
-@given(json_values)
+@given(json_values(not_like_numbers))
 def test_what_pyyaml_writes_reads_as_itself(value: object) -> None:
     assert build(yaml.safe_dump(value)) == value
 
