@@ -57,21 +57,23 @@ class ProcessSettings:
 
 
 class ServerCertificate:
-    """The TLS context of the gRPC port, made anew at half of its certificate's life."""
+    """The TLS context of the gRPC port, made anew at half of its certificate's life, and when the clock was
+    set back to before it was made: it would not be valid yet.
+    """
 
     def __init__(self, plane: ControlPlane, names: tuple[str, ...]) -> None:
         self._plane = plane
         self._names = names
-        self._renew_at = dt.datetime.min.replace(tzinfo=dt.UTC)
+        self._made_at = self._renew_at = dt.datetime.min.replace(tzinfo=dt.UTC)
         self._context: ssl.SSLContext | None = None
 
     def current(self) -> ssl.SSLContext:
         """Asked for each connection."""
         now = wall_clock()
-        if self._context is None or now >= self._renew_at:
+        if self._context is None or not self._made_at <= now < self._renew_at:
             try:
                 self._context = self._make(now)
-                self._renew_at = now + SERVER_LIFETIME / 2
+                self._made_at, self._renew_at = now, now + SERVER_LIFETIME / 2
             except MeshError as error:
                 if self._context is None:
                     raise
