@@ -124,7 +124,11 @@ def _read(path: Path, what: str) -> str:
     try:
         return path.read_text()
     except (OSError, UnicodeDecodeError) as error:
-        raise BadSettingError(f"cannot read the {what} {path}: {error}") from error
+        reason = error.strerror if isinstance(error, OSError) else "it is not text"
+        raise BadSettingError(
+            f"cannot read the {what} {path}: {reason}",
+            next_step="copy root-cert.pem and the token of this node from the control plane",
+        ) from error
 
 
 def _leaves(group: BaseExceptionGroup[MeshError]) -> Iterator[MeshError]:
