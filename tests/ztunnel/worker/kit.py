@@ -223,7 +223,12 @@ class ScriptedControl:
         self.reader.close()
         if self.process.poll() is None:
             self.process.terminate()
-        self.process.wait(PATIENCE_S)
+        try:
+            self.process.wait(PATIENCE_S)
+        except subprocess.TimeoutExpired:  # it drains what a failed test left open
+            self.process.kill()
+            self.process.wait()
+            raise
 
 
 class EchoApp:
