@@ -184,6 +184,21 @@ def test_a_draining_worker_keeps_its_tunnels_and_its_successor_gets_the_new_ones
         assert way.envoy.stat("cluster.client.upstream_cx_destroy_with_active_rq") == 0
 
 
+def test_a_draining_worker_without_tunnels_ends_and_envoy_asks_its_successor(tmp_path: Path) -> None:
+    with from_envoy(tmp_path) as way:
+        near, far = way.open()
+        with near, far:
+            exchange(near, far, blocks=1)
+        flow_with(way.worker, error="")  # nothing is open but the connection itself
+        with inbound_worker(way.app.port, port=way.hbone_port) as (successor, _):
+            way.worker.send(drain=pb.Drain(deadline_s=60))
+            assert way.worker.process.wait(PATIENCE_S) == 0
+            near, far = way.open()
+            with near, far:
+                exchange(near, far, blocks=1)
+            flow_with(successor, error="")
+
+
 def test_a_worker_whose_drain_ends_resets_what_is_left(tmp_path: Path) -> None:
     with from_envoy(tmp_path) as way:
         near, far = way.open()

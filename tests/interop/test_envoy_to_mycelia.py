@@ -9,6 +9,7 @@ import socket
 import pytest
 
 from proto.mycelia import worker_pb2 as pb
+from telemetry.access_log import format_flow
 from tests.interop.envoy_process import LogLine
 from tests.interop.sides import (
     CODECS,
@@ -240,6 +241,7 @@ def test_policy_denies_with_401_and_its_name(inbound: EnvoyToUs, codec: str) -> 
     reason = "connection closed due to policy rejection: explicitly denied by: default/deny"
     flow = flow_with(worker, error=reason)
     assert (flow.response_flags, flow.policy) == ("DENY", "default/deny")
+    assert "explicitly denied by: default/deny" in format_flow(flow)
     worker.stats()
     near, far = inbound.open(codec)  # and the connection is good for the next
     near.close()

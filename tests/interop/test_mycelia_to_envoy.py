@@ -9,6 +9,7 @@ import socket
 import pytest
 
 from proto.mycelia import worker_pb2 as pb
+from telemetry.access_log import format_flow
 from tests.interop.sides import CODECS, GROUPS, UsToEnvoy, connect, flow_with, is_refused, name_of
 from tests.interop.traffic import MIB, digest, exchange, reset, stalled_transfer
 from tests.ztunnel.worker.kit import ScriptedControl, identity, is_ended, read_all
@@ -206,8 +207,8 @@ def refused(outbound: UsToEnvoy, tunnel: str, codec: str = "lean") -> pb.Flow:
 @both_codecs
 def test_envoys_rbac_denies_with_403(outbound: UsToEnvoy, codec: str) -> None:
     flow = refused(outbound, "forbidding", codec)
-    assert flow.error == "http status: 403 Forbidden"
-    assert flow.outcome == pb.Flow.FAILED
+    assert (flow.error, flow.outcome) == ("http status: 403 Forbidden", pb.Flow.FAILED)
+    assert 'error="http status: 403 Forbidden"' in format_flow(flow)
     line = outbound.envoy.wait_for_line("forbidding")
     assert (line["code"], line["peer"]) == (403, str(identity("client")))
 
