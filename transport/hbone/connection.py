@@ -130,33 +130,53 @@ class HboneConnection:
     # TlsHandler
 
     def on_data(self, data: memoryview) -> None:
-        touched: list[TunnelStream] = []
-        streams = self.streams
-        for event in self.codec.receive(data):
+        # Pieces of one tunnel that follow each other are handed over together: one system call for them all.
+        codec = self.codec
+        stream_id = 0
+        chunks: list[memoryview] = []
+        flow_bytes = 0
+        for event in codec.receive(data):
             if type(event) is DataReceived:
-                tunnel = streams.get(event.stream_id)
-                if tunnel is None:
-                    self.codec.consumed(event.stream_id, event.flow_bytes)
-                    continue
-                if not tunnel.chunks and not tunnel.flow_bytes:
-                    touched.append(tunnel)
-                tunnel.chunks.append(event.data)
-                tunnel.flow_bytes += event.flow_bytes
+                if event.stream_id == stream_id:
+                    chunks.append(event.data)
+                    flow_bytes += event.flow_bytes
+                else:
+                    if stream_id:
+                        self._deliver(stream_id, chunks, flow_bytes)
+                    stream_id = event.stream_id
+                    chunks = [event.data]
+                    flow_bytes = event.flow_bytes
                 if event.end_stream:
-                    tunnel.is_remote_ended = True
-                    self._deliver(tunnel)
-            elif type(event) is HeadersReceived:
+                    self._deliver(stream_id, chunks, flow_bytes)
+                    self._on_end(stream_id)
+                    stream_id = 0
+                continue
+            if stream_id:
+                self._deliver(stream_id, chunks, flow_bytes)
+                stream_id = 0
+            if type(event) is HeadersReceived:
                 self._on_headers(event)
             else:
-                self._on_event(event, touched)
-        for tunnel in touched:
-            if tunnel.flow_bytes or tunnel.chunks:
-                self._deliver(tunnel)
+                self._on_event(event)
+        if stream_id:
+            self._deliver(stream_id, chunks, flow_bytes)
         # Most often there is nothing to say, and then this pass need not flush: no credit is due, or the
         # output of what was delivered is on its way already.
-        output = self.codec.take_output()
+        output = codec.take_output()
         if output:
             self.pump.write(output)
+
+    def _deliver(self, stream_id: int, chunks: list[memoryview], flow_bytes: int) -> None:
+        tunnel = self.streams.get(stream_id)
+        if tunnel is None or tunnel.handler is None:
+            self.codec.consumed(stream_id, flow_bytes)
+        elif flow_bytes:
+            tunnel.handler.on_tunnel_data(chunks, flow_bytes)
+
+    def _on_end(self, stream_id: int) -> None:
+        tunnel = self.streams.get(stream_id)
+        if tunnel is not None:
+            self._remote_end(tunnel)
 
     def on_eof(self) -> None:
         """The peer closed TLS: nothing can follow on any tunnel."""
@@ -218,7 +238,7 @@ class HboneConnection:
 
     # Events
 
-    def _on_event(self, event: Event, touched: list[TunnelStream]) -> None:
+    def _on_event(self, event: Event) -> None:
         match event:
             case WindowOpened():
                 if event.stream_id == 0:
@@ -237,32 +257,13 @@ class HboneConnection:
             case HeadersRejected():
                 self._on_headers_rejected(event)
             case GoAwayReceived():
-                self._deliver_all(touched)
                 self._on_goaway(event)
             case ConnectionFailed():
-                self._deliver_all(touched)
                 self._on_connection_failed(event)
             case DataReceived() | HeadersReceived():
                 raise AssertionError("handled by the caller, because they are frequent")
             case _:
                 assert_never(event)
-
-    def _deliver_all(self, touched: list[TunnelStream]) -> None:
-        for tunnel in touched:
-            if tunnel.flow_bytes or tunnel.chunks:
-                self._deliver(tunnel)
-
-    def _deliver(self, tunnel: TunnelStream) -> None:
-        chunks, flow_bytes = tunnel.chunks, tunnel.flow_bytes
-        tunnel.chunks, tunnel.flow_bytes = [], 0
-        handler = tunnel.handler
-        if tunnel.is_over or handler is None:
-            self.codec.consumed(tunnel.stream_id, flow_bytes)
-            return
-        if flow_bytes:
-            handler.on_tunnel_data(chunks, flow_bytes)
-        if tunnel.is_remote_ended and not tunnel.is_over:
-            self._remote_end(tunnel)
 
     def _remote_end(self, tunnel: TunnelStream) -> None:
         tunnel.is_remote_ended = True
@@ -276,10 +277,6 @@ class HboneConnection:
         tunnel = self.streams.get(event.stream_id)
         if tunnel is None:
             return
-        if tunnel.chunks or tunnel.flow_bytes:
-            self._deliver(tunnel)
-            if tunnel.is_over:
-                return
         self._lose(tunnel, _reset_error(event))
 
     def _on_connection_failed(self, event: ConnectionFailed) -> None:

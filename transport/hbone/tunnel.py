@@ -53,9 +53,7 @@ class TunnelStream:
     """One CONNECT stream, either role. Made by its connection."""
 
     __slots__ = (
-        "chunks",
         "connection",
-        "flow_bytes",
         "handler",
         "is_local_ended",
         "is_over",
@@ -67,8 +65,6 @@ class TunnelStream:
         self.connection = connection
         self.stream_id = stream_id
         self.handler = handler
-        self.chunks: list[memoryview] = []  # of the batch that the connection works on; empty between batches
-        self.flow_bytes = 0
         self.is_local_ended = False
         self.is_remote_ended = False
         self.is_over = False  # forgotten by the connection: reset, or ended both ways
