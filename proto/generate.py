@@ -25,8 +25,15 @@ def generate() -> None:
         sys.exit("proto/generate.py: protoc-gen-mypy not found; install requirements-dev.txt first")
     sources = sorted(str(path.relative_to(FOLDER.parent)) for path in FOLDER.rglob("*.proto"))
     status = protoc.main(
-        ["protoc", f"--plugin=protoc-gen-mypy={plugin}", f"-I{FOLDER.parent}", f"-I{well_known}",
-         f"--python_out={FOLDER.parent}", f"--mypy_out=quiet:{FOLDER.parent}", *sources]
+        [
+            "protoc",
+            f"--plugin=protoc-gen-mypy={plugin}",
+            f"-I{FOLDER.parent}",
+            f"-I{well_known}",
+            f"--python_out={FOLDER.parent}",
+            f"--mypy_out=quiet:{FOLDER.parent}",
+            *sources,
+        ]
     )
     if status != 0:
         sys.exit(status)
