@@ -125,7 +125,7 @@ class Lab:
                 self.management,
                 [
                     "link set lo up",
-                    "link add mgmt type bridge",
+                    "link add mgmt address 02:77:00:00:ff:01 type bridge",
                     "link set mgmt up",
                     "addr add 10.77.255.1/24 dev mgmt",
                     "addr add fd77:255::1/64 dev mgmt nodad",
@@ -437,7 +437,9 @@ class Lab:
     def _node_lines(self, node: Node, others: Sequence[Node]) -> list[str]:
         return [
             "link set lo up",
-            "link add pods type bridge",
+            # An address of its own: a bridge otherwise takes that of a port, and another one when ports come and
+            # go. Workloads would then send to the old one for seconds.
+            f"link add pods address 02:77:00:00:00:{node.number:02x} type bridge",
             "link set pods up",
             "link set nodes0 up",
             "link set mgmt0 up",
