@@ -26,8 +26,10 @@ def test_the_old_one_serves_to_its_end_then_new_tunnels_are_refused_by_name(scen
         scene.connect() as sock,
         mesh.lab.capture("alpha") as wire,
     ):
+        mesh.wait("a fresh certificate", lambda: remaining_s(mesh, scene.client) > LIFETIME_S / 2)
         scene.kill_control_plane()
         end = expiry(mesh, scene.client)
+        assert end is not None
         assert can_talk(mesh, scene.client, late), "a new tunnel, with the old certificate"
         assert dt.datetime.now(dt.UTC) < end
         assert expiry(mesh, scene.client) == end
@@ -58,9 +60,16 @@ def restart_with_short_certificates(scene: Scene) -> None:
     scene.mesh.wait("traffic to flow", scene.can_talk)
 
 
-def expiry(mesh: Mesh, workload: Workload) -> dt.datetime:
-    """When the certificate that a worker of alpha holds for the workload ends."""
+def expiry(mesh: Mesh, workload: Workload) -> dt.datetime | None:
+    """When the certificate that alpha holds for the workload ends; None where it has none that is valid."""
     dump = mesh.config_dump("alpha")
     assert dump is not None
-    (found,) = [each for each in dump["certificates"] if each["identity"].endswith(f"/{workload.name}")]
-    return dt.datetime.fromisoformat(found["certChain"][0]["expirationTime"])
+    for each in dump["certificates"]:
+        if each["identity"].endswith(f"/{workload.name}") and each["certChain"]:
+            return dt.datetime.fromisoformat(each["certChain"][0]["expirationTime"])
+    return None
+
+
+def remaining_s(mesh: Mesh, workload: Workload) -> float:
+    end = expiry(mesh, workload)
+    return -1.0 if end is None else (end - dt.datetime.now(dt.UTC)).total_seconds()

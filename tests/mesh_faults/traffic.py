@@ -131,6 +131,13 @@ class Scene:
         process, processes.agent = processes.agent, None
         assert process is not None
         _end(process, signal.SIGKILL)
+        # A child that was just being started may keep the listening socket for a moment more.
+        self.mesh.wait("its socket to be dead", lambda: not self._answers(processes.api))
+
+    @staticmethod
+    def _answers(path: Path) -> bool:
+        with socket.socket(socket.AF_UNIX) as probe:
+            return probe.connect_ex(str(path)) == 0
 
     def end_ztunnel(self, node: str, how: signal.Signals = signal.SIGKILL) -> None:
         processes = self.mesh.nodes[node]
