@@ -437,8 +437,8 @@ class Lab:
     def _node_lines(self, node: Node, others: Sequence[Node]) -> list[str]:
         return [
             "link set lo up",
-            # An address of its own: a bridge otherwise takes that of a port, and another one when ports come and
-            # go. Workloads would then send to the old one for seconds.
+            # An address of its own: a bridge otherwise takes that of a port, and another one when ports
+            # come and go. Workloads would then send to the old one for seconds.
             f"link add pods address 02:77:00:00:00:{node.number:02x} type bridge",
             "link set pods up",
             "link set nodes0 up",
