@@ -40,7 +40,7 @@ def rows(results: Results, contestants: Sequence[str]) -> Iterator[Row]:
     for name, leak in results.leaks.items():
         text = f"{leak.descriptors_before} -> {leak.descriptors_after}"
         values = tuple(text if name == other else MISSING for other in contestants)
-        target = "no more" if name == SUBJECT else ""
+        target = f"<= {leak.descriptors_before} + {leak.pooled}" if name == SUBJECT else ""
         mark = ("pass" if leak.is_clean else "FAIL") if name == SUBJECT else ""
         yield Row(f"{leak.cycles} x {leak.tunnels} open/close", "descriptors", values, "", target, mark)
 

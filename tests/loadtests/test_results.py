@@ -49,7 +49,7 @@ def test_targets_are_judged_and_what_was_not_measured_is_not_reached() -> None:
 def test_the_table_marks_and_shows_every_load() -> None:
     made = results()
     made.memory["mycelia"] = Memory({0: 50_000_000, 1: 50_000_000, 1001: 110_000_000}, {})
-    made.leaks["mycelia"] = LeakReport(2, 1000, 40, 41, 1, 1)
+    made.leaks["mycelia"] = LeakReport(2, 1000, 40, 61, 1, 1)
     made.add_failure("connect-64", "mycelia", "refused")
     rows = list(report.rows(made, ["mycelia", "envoy"]))
     marks = {(row.load, row.figure): row.mark for row in rows}
@@ -77,3 +77,8 @@ def test_the_document_holds_every_round() -> None:
     loads = document["loads"]
     assert isinstance(loads, dict)
     assert len(loads["bulk-down"]["mycelia"]) == 3
+
+
+def test_idle_pooled_connections_are_no_leak() -> None:
+    assert LeakReport(100, 1000, 40, 60, 1, 1).is_clean
+    assert not LeakReport(100, 1000, 40, 61, 1, 1).is_clean
