@@ -20,12 +20,9 @@ is_method = re.compile(rb"[A-Z][A-Z0-9_\-]{0,31}").fullmatch
 is_target = re.compile(rb"[\x21-\x7e]+").fullmatch
 is_length = re.compile(rb"[0-9]{1,18}").fullmatch
 
-# A start line without its LF, which the first field's match begins with.
+# Start lines, without their ends.
 request_line = re.compile(rb"([A-Z][A-Z0-9_\-]{0,31}+) ([\x21-\x7e]++) HTTP/1\.1\r(?=\n)").match
 status_line = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9][0-9])(?: [\t\x20-\x7e\x80-\xff]*+)?+\r(?=\n)").match
-# A field from the LF before it up to its own, exclusive: each line can match only as a whole. OWS at the end
-# of a value is still in it.
-fields = re.compile(rb"\n(" + TOKEN + rb"++):[ \t]*+([^\x00-\x08\x0a-\x1f\x7f]*+)\r(?=\n)").findall
 first_chunk = re.compile(_SIZE_LINE).match
 next_chunk = re.compile(rb"\r\n" + _SIZE_LINE).match
 

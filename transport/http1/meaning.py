@@ -15,6 +15,7 @@ from transport.http1 import grammar
 from transport.http1.authority import canonical_authority
 from transport.http1.errors import Fault
 from transport.http1.events import Header
+from transport.http1.lexing import Fields
 
 CHUNKED: Final = -1
 UNTIL_CLOSE: Final = -2
@@ -45,32 +46,23 @@ class ResponseHead:
     keeps_alive: bool
 
 
-def read_request(method: bytes, target: bytes, fields: Sequence[Header], scheme: bytes) -> RequestHead:
-    """Judge a request. Names come in any case, values without surrounding white space."""
+def read_request(method: bytes, target: bytes, fields: Fields, scheme: bytes) -> RequestHead:
+    """Judge a request."""
+    plain, special = fields
     host: bytes | None = None
-    kept: list[Header] = []
-    keep = kept.append
-    special: list[Header] | None = None
-    for name, value in fields:
-        name = name.lower()
-        if name not in grammar.LOOKED_AT:
-            keep((name, value))
-        elif name == b"host":
+    for name, value in special:
+        if name == b"host":
             if host is not None:
                 raise Fault("host_repeated")
             host = value
-        elif special is None:
-            special = [(name, value)]
-        else:
-            special.append((name, value))
     authority = _check_host(method, host)
     path = target
     if target[0] != 0x2F or b"#" in target:
         scheme, path = _read_target(method, target, authority, scheme)
-    pseudo = [(b":method", method), (b":scheme", scheme), (b":authority", authority), (b":path", path)]
-    pseudo += kept
-    if special is None:
-        return RequestHead(pseudo, 0, True, method == b"HEAD", False, ())
+    headers = [(b":method", method), (b":scheme", scheme), (b":authority", authority), (b":path", path)]
+    headers += plain
+    if len(special) == 1:  # just Host
+        return RequestHead(headers, 0, True, method == b"HEAD", False, ())
     about = _About(special)
     if about.expects_other:
         raise Fault("expectation_unknown", 417)
@@ -80,28 +72,22 @@ def read_request(method: bytes, target: bytes, fields: Sequence[Header], scheme:
         upgrade = tuple(each for each in about.upgrade if each not in _NOT_AN_UPGRADE)
         if upgrade and content:
             raise Fault("upgrade_with_content")
-    pseudo += about.to_keep
+    headers += about.to_keep
     if about.has_te_trailers:
-        pseudo.append((b"te", b"trailers"))
+        headers.append((b"te", b"trailers"))
     if upgrade:
-        pseudo.append((b"upgrade", b", ".join(upgrade)))
+        headers.append((b"upgrade", b", ".join(upgrade)))
     return RequestHead(
-        pseudo, content, b"close" not in about.connection, method == b"HEAD", about.expects_continue, upgrade
+        headers, content, b"close" not in about.connection, method == b"HEAD", about.expects_continue, upgrade
     )
 
 
 def read_response(
-    status: int, is_1_0: bool, fields: Sequence[Header], *, is_to_head: bool, offered: tuple[bytes, ...]
+    status: int, is_1_0: bool, fields: Fields, *, is_to_head: bool, offered: tuple[bytes, ...]
 ) -> ResponseHead:
     """Judge a response to a request that was HEAD or not and `offered` these protocols."""
-    headers: list[Header] = [(b":status", b"%d" % status)]
-    special: list[Header] = []
-    for name, value in fields:
-        name = name.lower()
-        if name in grammar.LOOKED_AT and name not in (b"host", b"expect"):
-            special.append((name, value))
-        else:
-            headers.append((name, value))
+    plain, special = fields
+    headers = [(b":status", b"%d" % status), *plain]
     about = _About(special)
     content = about.content(UNTIL_CLOSE)
     if is_1_0 and about.transfer_encoding is not None:
@@ -121,10 +107,9 @@ def read_response(
     return ResponseHead(status, headers, content, keeps_alive and content != UNTIL_CLOSE)
 
 
-def read_trailers(fields: Sequence[Header]) -> list[Header]:
+def read_trailers(fields: Fields) -> list[Header]:
     """What may be passed on of a trailer section; the rest is dropped."""
-    lowered = [(name.lower(), value) for name, value in fields]
-    return [field for field in lowered if grammar.may_be_trailer(field[0])]
+    return [field for field in fields[0] if grammar.may_be_trailer(field[0])]
 
 
 def _check_host(method: bytes, host: bytes | None) -> bytes:

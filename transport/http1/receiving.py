@@ -44,7 +44,7 @@ class ReceivingHalf(SendingHalf):
 
     def receive(self, data: memoryview | bytes | bytearray) -> list[Event]:
         """Take in octets, cut anywhere. Views in the events live until the next call."""
-        if self._receiving is Receiving.IGNORED:
+        if self._receiving == Receiving.IGNORED:
             return []
         events = self._events = []
         try:
@@ -58,7 +58,7 @@ class ReceivingHalf(SendingHalf):
 
     def resume(self) -> list[Event]:
         """Read what was held; call it when a response has ended or a 101 was sent and `is_held` is set."""
-        if not self.is_held or self._receiving is Receiving.HELD:
+        if not self.is_held or self._receiving == Receiving.HELD:
             return []
         self.is_held = False
         events = self.receive(b"")
@@ -81,7 +81,7 @@ class ReceivingHalf(SendingHalf):
             case Receiving.RAW:
                 events.append(DataReceived(self._stream, _EMPTY, 0, end_stream=True))
                 self._receiving = Receiving.NOTHING
-                if self._sending is Sending.ENDED:
+                if self._sending == Sending.ENDED:
                     self._finish()
             case Receiving.HELD:
                 self.is_held = bool(self._upgrade)  # after a 101 it is the end of the new protocol's octets
@@ -106,11 +106,11 @@ class ReceivingHalf(SendingHalf):
         if self._tiny:
             self._flush_tiny()
         if self._is_server:
-            if self._receiving is Receiving.HEAD:
+            if self._receiving == Receiving.HEAD:
                 self._begin_exchange()
                 self._events.append(HeadersRejected(self._stream, status, reason))
                 self._out += error_answer(status)
-            elif self._sending is Sending.HEAD:
+            elif self._sending == Sending.HEAD:
                 self._out += error_answer(status)
         self._events.append(ConnectionFailed(ErrorCode.PROTOCOL_ERROR, reason))
         self._finish()
@@ -119,11 +119,11 @@ class ReceivingHalf(SendingHalf):
         waiting = self._input
         if waiting:
             waiting += data
-            if self._receiving is Receiving.HELD:
+            if self._receiving == Receiving.HELD:
                 self._hold(len(waiting))
                 return
             if (
-                self._receiving is Receiving.HEAD
+                self._receiving == Receiving.HEAD
                 and waiting.find(b"\r\n\r\n", max(self._looked_at - 3, 0)) < 0
             ):
                 self._wait_for_head(waiting)
@@ -133,10 +133,13 @@ class ReceivingHalf(SendingHalf):
         view = memoryview(data)
         position, size = 0, len(view)
         while position < size:
-            end = self._step(view, position)
+            if self._receiving == Receiving.HEAD:
+                end = self._take_head(view, position)
+            else:
+                end = self._step(view, position)
             if end == position:
                 self._input += view[position:]
-                if self._receiving is Receiving.HEAD:
+                if self._receiving == Receiving.HEAD:
                     self._wait_for_head(self._input)
                 return
             self._looked_at = 0
@@ -145,8 +148,6 @@ class ReceivingHalf(SendingHalf):
     def _step(self, view: memoryview, position: int) -> int:
         """Take one piece; returns its end, or `position` if more must come first."""
         match self._receiving:
-            case Receiving.HEAD:
-                return self._take_head(view, position)
             case Receiving.LENGTH:
                 return self._take_length(view, position)
             case Receiving.CHUNK_DATA:
@@ -227,7 +228,7 @@ class ReceivingHalf(SendingHalf):
             return
         if not response.keeps_alive:
             self._keeps_alive = False
-        if self._sending is Sending.BEFORE_101:
+        if self._sending == Sending.BEFORE_101:
             self._sending = Sending.ENDED
         ends = response.content == 0
         self._events.append(HeadersReceived(self._stream, response.headers, ends, is_trailers=False))
@@ -344,8 +345,8 @@ class ReceivingHalf(SendingHalf):
 
     # The parts that an implementation may do its own way
 
-    def _lex_request(self, head: bytes) -> tuple[bytes, bytes, list[Header]]:
+    def _lex_request(self, head: bytes) -> tuple[bytes, bytes, lexing.Fields]:
         return lexing.lex_request(head, self._settings.max_header_count)
 
-    def _lex_response(self, head: bytes) -> tuple[int, bool, list[Header]]:
+    def _lex_response(self, head: bytes) -> tuple[int, bool, lexing.Fields]:
         return lexing.lex_response(head, self._settings.max_header_count)

@@ -19,6 +19,7 @@ from transport.http1 import border
 from transport.http1.errors import Fault, UnwritableHead
 from transport.http1.events import Header
 from transport.http1.exchange import Receiving, Sending
+from transport.http1.lexing import Fields, sort_fields
 from transport.http1.meaning import read_request, read_response, read_trailers
 from transport.http1.receiving import ReceivingHalf
 from transport.http1.settings import Http1Settings, Role
@@ -45,20 +46,20 @@ class ReferenceCodec(ReceivingHalf):
 
     # Receiving
 
-    def _lex_request(self, head: bytes) -> tuple[bytes, bytes, list[Header]]:
+    def _lex_request(self, head: bytes) -> tuple[bytes, bytes, Fields]:
         fields = border.check_head(head, self._settings.max_header_count, is_request=True)
         method, target, _ = head.split(b"\r\n", 1)[0].split(b" ")
-        read_request(method, target, fields, self._settings.scheme)
+        read_request(method, target, sort_fields(fields), self._settings.scheme)
         self._library = self._new_library()
         request = self._next_after(head)
         if not isinstance(request, h11.Request):
             raise Fault("refused_by_h11")
         return request.method, request.target, _plain(request.headers)
 
-    def _lex_response(self, head: bytes) -> tuple[int, bool, list[Header]]:
+    def _lex_response(self, head: bytes) -> tuple[int, bool, Fields]:
         fields = border.check_head(head, self._settings.max_header_count, is_request=False)
         status, is_1_0 = int(head[9:12]), head[:8] == b"HTTP/1.0"
-        read_response(status, is_1_0, fields, is_to_head=self._is_head, offered=self._upgrade)
+        read_response(status, is_1_0, sort_fields(fields), is_to_head=self._is_head, offered=self._upgrade)
         response = self._next_after(head)
         if not isinstance(response, h11.Response | h11.InformationalResponse):
             raise Fault("refused_by_h11")
@@ -139,13 +140,13 @@ class ReferenceCodec(ReceivingHalf):
             self._send(h11.Response(status_code=int(first), headers=plan.fields, reason=reason))
 
     def _write_data(self, data: bytes | bytearray | memoryview) -> None:
-        if self._sending is Sending.RAW:
+        if self._sending == Sending.RAW:
             self._out += data
         else:
             self._send(h11.Data(data=bytes(data)))
 
     def _frame(self, size: int) -> tuple[bytes, bytes]:
-        if self._sending is Sending.RAW:
+        if self._sending == Sending.RAW:
             return b"", b""
         stand_in = cast("bytes", range(size))  # h11 passes on anything that has a length
         pieces = self._library.send_with_data_passthrough(h11.Data(data=stand_in)) or []
@@ -156,5 +157,5 @@ class ReferenceCodec(ReceivingHalf):
         self._send(h11.EndOfMessage(headers=trailers))
 
 
-def _plain(headers: Sequence[Header]) -> list[Header]:
-    return [(bytes(name), bytes(value)) for name, value in headers]
+def _plain(headers: Sequence[Header]) -> Fields:
+    return sort_fields([(bytes(name), bytes(value)) for name, value in headers])

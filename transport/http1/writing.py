@@ -90,20 +90,34 @@ def learn_name(name: bytes) -> None:
         _plain.add(name)
 
 
-def plan_request(headers: Sequence[Header], *, end_stream: bool) -> HeadPlan:
-    """A request in HTTP/2's form, with at least :method, :path and :authority (or host)."""
-    pseudo: dict[bytes, bytes] = {}
+def _request_start(headers: Sequence[Header]) -> tuple[bytes, bytes, bytes | None, int]:
+    """Method, path, authority and how many pseudo-headers there are."""
+    method = path = b""
+    authority: bytes | None = None
+    first = 0
     for name, value in headers:
-        if name[:1] != b":":
+        if name == b":method":
+            method = value
+        elif name == b":path":
+            path = value
+        elif name == b":authority":
+            authority = value
+        elif name != b":scheme":
             break
-        pseudo[name] = value
-    method, path = pseudo.get(b":method", b""), pseudo.get(b":path", b"")
+        first += 1
     if not grammar.is_method(method) or method == b"CONNECT":
         raise UnwritableHead(f"method cannot be sent over HTTP/1: {method!r}")
     if not grammar.is_target(path) or (path[:1] != b"/" and path != b"*"):
         raise UnwritableHead(f"path cannot be sent over HTTP/1: {path!r}")
-    given = _Fields(headers, len(pseudo))
-    authority = pseudo.get(b":authority", given.host)
+    return method, path, authority, first
+
+
+def plan_request(headers: Sequence[Header], *, end_stream: bool) -> HeadPlan:
+    """A request in HTTP/2's form, with at least :method, :path and :authority (or host)."""
+    method, path, authority, first = _request_start(headers)
+    given = _Fields(headers, first)
+    if authority is None:
+        authority = given.host
     if not authority:
         raise UnwritableHead("a request without :authority cannot be sent over HTTP/1")
     fields = [(b"host", authority), *given.kept]
