@@ -11,10 +11,12 @@ import contextlib
 import json
 import os
 import selectors
+import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from types import FrameType
 from typing import Final, NoReturn
 
@@ -173,11 +175,21 @@ def _follow(child: subprocess.Popen[bytes], reader: int) -> bytes:
 
 def _print_hints(console: Console) -> None:
     console.print("\nThe demo stays up. Enter a workload, or take it down:")
-    for line in (
-        "mycelia demo exec client -- curl http://10.78.0.10/order.txt",
-        "mycelia demo exec beta -- curl -s localhost:15000/config_dump",
-        "mycelia demo exec management -- curl -s localhost:15014/nodes",
-        "mycelia demo exec outsider -- curl http://10.77.2.10/order.txt",
-        "mycelia demo stop",
+    program = _program()
+    for arguments in (
+        "exec client -- curl http://10.78.0.10/order.txt",
+        "exec beta -- curl -s localhost:15000/config_dump",
+        "exec management -- curl -s localhost:15014/nodes",
+        "exec outsider -- curl http://10.77.2.10/order.txt",
+        "stop",
     ):
-        console.print(f"  {line}", highlight=False)
+        console.print(f"  {program} demo {arguments}", highlight=False, soft_wrap=True)
+
+
+def _program() -> str:
+    """How this command can be called from here: by name if it is on PATH, else where this Python has it."""
+    if shutil.which("mycelia") is not None:
+        return "mycelia"
+    beside = Path(sys.executable).with_name("mycelia")
+    here = Path.cwd()
+    return str(beside.relative_to(here) if beside.is_relative_to(here) else beside)
