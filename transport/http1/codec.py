@@ -43,6 +43,14 @@ class Http1Codec(Protocol):
         """The exchange that is on, or the last one; 0 before the first."""
 
     @property
+    def open_streams(self) -> int:
+        """1 while an exchange is on, else 0."""
+
+    @property
+    def is_going_away(self) -> bool:
+        """No new exchange after this one: an end was announced, seen or forced."""
+
+    @property
     def awaits_continue(self) -> bool:
         """The request's content waits for a 100 (`expect` is in the header list), and none came yet."""
 
@@ -92,8 +100,14 @@ class Http1Codec(Protocol):
     def goaway(self) -> None:
         """This exchange is the last one (a response then says `connection: close`); idle: finished."""
 
-    def reset(self, stream_id: int) -> None:
-        """Give up an exchange, and so the connection: only the close can tell the peer. No event follows."""
+    def reset(self, stream_id: int, code: int = 0) -> None:
+        """Give up an exchange, and so the connection: only the close can tell the peer. No event follows.
+
+        The close must be a reset where the content ends with the connection, or the peer takes it as whole.
+        """
+
+    def consumed(self, stream_id: int, flow_bytes: int) -> None:
+        """Does nothing; HTTP/1 has no windows: who cannot take more stops reading."""
 
 
 def make_codec(role: Role, settings: Http1Settings | None = None, kind: CodecKind = "lean") -> Http1Codec:

@@ -80,6 +80,16 @@ class Exchange:
         return self._receiving == between and self._sending == Sending.NOTHING
 
     @property
+    def open_streams(self) -> int:
+        """1 while an exchange is on, else 0."""
+        return int(not self.is_finished and self._sending != Sending.NOTHING)
+
+    @property
+    def is_going_away(self) -> bool:
+        """No new exchange after this one."""
+        return not self._keeps_alive or self._has_peer_ended
+
+    @property
     def awaits_continue(self) -> bool:
         """The peer (or, for a client, our request) waits for a 100 before its content is sent."""
         return self._awaits_continue
@@ -97,7 +107,10 @@ class Exchange:
         if self.is_idle:
             self._finish()
 
-    def reset(self, stream_id: int) -> None:
+    def consumed(self, stream_id: int, flow_bytes: int) -> None:
+        """HTTP/1 has no windows: who cannot take more stops reading."""
+
+    def reset(self, stream_id: int, code: int = 0) -> None:  # noqa: ARG002 - the peer cannot be told
         """Give up an exchange, and so the connection: only the close can tell the peer. No event follows."""
         if not self._is_gone(stream_id):
             self._finish()

@@ -119,14 +119,7 @@ class ReceivingHalf(SendingHalf):
         waiting = self._input
         if waiting:
             waiting += data
-            if self._receiving == Receiving.HELD:
-                self._hold(len(waiting))
-                return
-            if (
-                self._receiving == Receiving.HEAD
-                and waiting.find(b"\r\n\r\n", max(self._looked_at - 3, 0)) < 0
-            ):
-                self._wait_for_head(waiting)
+            if self._still_waits(waiting):
                 return
             data = bytes(waiting)
             waiting.clear()
@@ -144,6 +137,24 @@ class ReceivingHalf(SendingHalf):
                 return
             self._looked_at = 0
             position = end
+
+    def _still_waits(self, waiting: bytearray) -> bool:
+        """Whether what came does not complete what is waited for; looks only at what is new."""
+        state = self._receiving
+        if state == Receiving.HELD:
+            self._hold(len(waiting))
+            return True
+        if state not in (Receiving.HEAD, Receiving.TRAILERS):
+            return False
+        if waiting.find(b"\r\n\r\n", max(self._looked_at - 3, 0)) >= 0:
+            return False
+        if state == Receiving.HEAD:
+            self._wait_for_head(waiting)
+            return True
+        if waiting[:2] == _CRLF:
+            return False
+        self._wait_for_trailers(waiting)
+        return True
 
     def _step(self, view: memoryview, position: int) -> int:
         """Take one piece; returns its end, or `position` if more must come first."""
@@ -310,10 +321,15 @@ class ReceivingHalf(SendingHalf):
         if blank >= 0:
             self._end_content(read_trailers(lexing.lex_trailers(section, self._settings.max_header_count)))
             return position + blank + 4
-        border.check_line_ends(section, 0)
-        if len(section) >= limit:
-            raise Fault("trailers_too_large", 431)
+        self._wait_for_trailers(section)
         return position
+
+    def _wait_for_trailers(self, waiting: bytes | bytearray) -> None:
+        limit = self._settings.max_trailers
+        border.check_line_ends(waiting if len(waiting) <= limit else waiting[:limit], self._looked_at)
+        if len(waiting) >= limit:
+            raise Fault("trailers_too_large", 431)
+        self._looked_at = len(waiting)
 
     def _end_content(self, trailers: list[Header]) -> None:
         if self._tiny:

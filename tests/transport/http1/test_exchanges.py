@@ -305,6 +305,18 @@ def test_reset_ends_the_connection_without_an_end_of_the_message(kind: CodecKind
     assert_over(codec)
 
 
+def test_a_pool_sees_what_a_connection_is_good_for(kind: CodecKind) -> None:
+    codec = make_codec(Role.CLIENT, None, kind)
+    assert (codec.open_streams, codec.is_going_away) == (0, False)
+    codec.open_stream(GET, end_stream=True)
+    codec.consumed(1, 5)
+    assert (codec.open_streams, codec.is_going_away) == (1, False)
+    codec.receive(response(b"Content-Length: 1", b"Connection: close"))
+    assert (codec.open_streams, codec.is_going_away) == (1, True)
+    codec.receive(b"x")
+    assert (codec.open_streams, codec.is_going_away) == (0, True)
+
+
 def test_what_comes_too_late_is_dropped(kind: CodecKind) -> None:
     codec = server(kind)
     codec.receive(GET_OCTETS)
