@@ -35,7 +35,8 @@ def test_the_old_one_serves_to_its_end_then_new_tunnels_are_refused_by_name(scen
         assert expiry(mesh, scene.client) == end
         mesh.wait("the end of the certificate", lambda: dt.datetime.now(dt.UTC) > end)
 
-        assert not can_talk(mesh, scene.client, later), "a new tunnel"
+        assert not can_talk(mesh, scene.client, later), "a new tunnel to another workload"
+        assert not can_talk(mesh, scene.client, late), "a new tunnel on a pooled connection"
         identity = f"spiffe://cluster.local/ns/default/sa/{scene.client.name}"
         assert scene.wait_error("alpha", f"no certificate for {identity}")
         assert echoes(sock), "what is open goes on"

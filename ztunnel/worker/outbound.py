@@ -164,8 +164,10 @@ class OutboundTunnel(Relay):
     def open(self) -> None:
         key = self._plan.key
         self.headers = self._plan.template.headers(*self._peer, new_traceparent())
-        if not self._proxy.pool.open_now(key, self):
-            self._proxy.shared.credentials.want(key.source, self._on_credential)
+        credentials = self._proxy.shared.credentials
+        # No identity, no traffic: a pooled connection outlives its certificate, new tunnels on it must not.
+        if credentials.get(key.source) is None or not self._proxy.pool.open_now(key, self):
+            credentials.want(key.source, self._on_credential)
 
     def _on_credential(self, found: Credential | MeshError) -> None:
         if self._is_over:
