@@ -26,7 +26,15 @@ MAY_IMPORT: dict[str, set[str]] = {
     "proto": set(),
 }
 # Sans-IO cores: they take bytes, events and the time as arguments.
-PURE = ("transport/http2", "transport/spiffe.py", "transport/timer_wheel.py", "ztunnel/state")
+PURE = (
+    "transport/http1",
+    "transport/http2",
+    "transport/http_path.py",
+    "transport/spiffe.py",
+    "transport/timer_wheel.py",
+    "waypoint/state",
+    "ztunnel/state",
+)
 IMPURE_MODULES = {"trio", "socket", "ssl", "select", "subprocess", "threading", "asyncio", "time", "random"}
 # A data worker stays small: nothing of the control plane's weight is loaded into it.
 NOT_IN_WORKERS = {"trio", "pydantic", "structlog", "prometheus_client", "rich", "yaml", "h11", "asyncio"}
