@@ -1,0 +1,392 @@
+"""One request and its answer: from the downstream's headers to both directions' ends.
+
+Phases: normalise and sanitise, decide (the plan), try an endpoint and perhaps another, pass the response on.
+Bodies flow both ways as they come. Invariants: the client gets exactly one final response or a reset; nothing
+is repeated after the response's headers have left; `finish` runs once and leaves no timer, stream or try.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from transport.http1.errors import Http1Error
+from transport.http2.error_codes import ErrorCode
+from transport.http2.events import Header
+from transport.http_path import Refusal
+from transport.reactor import Timer
+from waypoint.worker import answers
+from waypoint.worker.answers import Answer
+from waypoint.worker.attempt import Attempt
+from waypoint.worker.body_pipe import BodyPipe
+from waypoint.worker.failures import Cause, Failure, answer_to, flag_of
+from waypoint.worker.headers import Request, add_forwarded_proto, read_request, read_response
+from waypoint.worker.http_connection import HttpConnection
+from waypoint.worker.plan import Application, Endpoint, Outcome, Plan, Source
+
+if TYPE_CHECKING:
+    from waypoint.worker.proxy import Proxy
+
+_WEBSOCKET: Final = b"websocket"
+
+
+class _NoSource:
+    """Bodies made here owe nobody."""
+
+    def consumed(self, stream_id: int, flow_bytes: int) -> None: ...
+
+
+_NO_SOURCE: Final = _NoSource()
+
+
+class Exchange:
+    """Implements StreamUser for the downstream's stream."""
+
+    __slots__ = (
+        "_began",
+        "_delay_timer",
+        "_downstream",
+        "_has_response_begun",
+        "_idle_timer",
+        "_is_bodiless",
+        "_is_over",
+        "_seen_bytes",
+        "_stream_id",
+        "_timer",
+        "_tried",
+        "attempt",
+        "is_upgraded",
+        "outcome",
+        "plan",
+        "proxy",
+        "request",
+        "request_pipe",
+        "response_pipe",
+    )
+
+    request: Request
+
+    def __init__(self, proxy: Proxy, downstream: HttpConnection, stream_id: int) -> None:
+        self.proxy = proxy
+        self._downstream = downstream
+        self._stream_id = stream_id
+        self._began = proxy.reactor.now
+        self.request_pipe = BodyPipe(downstream, stream_id, may_replay=True)
+        self.response_pipe: BodyPipe | None = None
+        self.plan: Plan | None = None
+        self.attempt: Attempt | None = None
+        self.outcome = Outcome()
+        self.is_upgraded = False
+        self._tried: list[Endpoint] = []
+        self._has_response_begun = False
+        self._is_bodiless = False
+        self._is_over = False
+        self._timer: Timer | None = None
+        self._idle_timer: Timer | None = None
+        self._delay_timer: Timer | None = None
+        self._seen_bytes = 0
+
+    @property
+    def source(self) -> Source:
+        """Where the request comes from."""
+        source: Source = self._downstream.source
+        return source
+
+    def begin(self, headers: list[Header], end_stream: bool) -> None:
+        """The request's headers have come."""
+        self.request_pipe.is_all_received = end_stream
+        proxy = self.proxy
+        request = read_request(headers, proxy.normalization)
+        if isinstance(request, Refusal):
+            fields = dict(headers)
+            self._is_bodiless = fields.get(b":method") == b"HEAD"
+            self.request = Request(b"", b"", b"", b"", None, [])
+            self.respond(answers.normalisation_refused(request.reason, request.status))
+            return
+        self.request = request
+        self._is_bodiless = request.method == b"HEAD"
+        add_forwarded_proto(request)
+        if request.upgrade:
+            self._keep_websocket_only()
+            if not request.upgrade:
+                self.respond(answers.UPGRADE_REFUSED)
+                return
+        plan = proxy.decider.choose(request, self._downstream.source)
+        if isinstance(plan, Answer):
+            self.respond(plan)
+            return
+        self.plan = plan
+        self._start_timers(plan)
+        if plan.delay_s:
+            self._delay_timer = proxy.reactor.call_later(plan.delay_s, self._after_delay)
+        else:
+            self._try()
+
+    def _keep_websocket_only(self) -> None:
+        request = self.request
+        offered = {each.strip() for each in request.upgrade.lower().split(b",")}
+        request.headers = [field for field in request.headers if field[0] != b"upgrade"]
+        request.upgrade = _WEBSOCKET if _WEBSOCKET in offered and not self._downstream.is_http2 else b""
+        if request.upgrade:
+            request.headers.append((b"upgrade", _WEBSOCKET))
+
+    # Tries
+
+    def _after_delay(self) -> None:
+        self._delay_timer = None
+        self._try()
+
+    def _try(self) -> None:
+        plan = self.plan
+        assert plan is not None
+        endpoint = plan.pick(self._tried)
+        if isinstance(endpoint, Answer):
+            self.respond(endpoint)
+            return
+        self._tried.append(endpoint)
+        self.outcome.attempts += 1
+        self.outcome.upstream = endpoint
+        # Only HTTP/1.1 can change to another protocol.
+        application = Application.HTTP1 if self.request.upgrade else endpoint.application
+        attempt = self.attempt = Attempt(self, endpoint, application)
+        self.proxy.upstreams.acquire(endpoint, application, attempt)
+
+    def on_attempt_failed(self, attempt: Attempt, failure: Failure) -> None:
+        """The try is over without a whole response."""
+        if self._is_over or attempt is not self.attempt:
+            return
+        self.attempt = None
+        self.outcome.failure_text = failure.text
+        if self._has_response_begun:
+            self._break_off(
+                flag_of(failure), f"upstream_reset_after_response_started{{{failure.cause.value}}}"
+            )
+            return
+        plan = self.plan
+        assert plan is not None
+        pipe = self.request_pipe
+        if pipe.can_rewind:
+            delay_s = plan.retry_after_failure(failure, self._tried)
+            if delay_s is not None:
+                self._try_again(delay_s)
+                return
+        self.respond(answer_to(failure))
+
+    def _try_again(self, delay_s: float) -> None:
+        self.request_pipe.rewind()
+        if delay_s > 0:
+            self._delay_timer = self.proxy.reactor.call_later(delay_s, self._after_delay)
+        else:
+            self.proxy.reactor.call_soon(self._try_if_wanted)
+
+    def _try_if_wanted(self) -> None:
+        if not self._is_over and self.attempt is None:
+            self._try()
+
+    def on_unwritable(self, answer: Answer) -> None:
+        """The request cannot be said in the upstream's protocol."""
+        self.attempt = None
+        self.respond(answer)
+
+    # The response
+
+    def on_informational(self, headers: list[Header]) -> None:
+        if not self._has_response_begun:
+            self._downstream.send_headers(self._stream_id, headers, False)
+
+    def on_response(self, attempt: Attempt, status: int, headers: list[Header], end_stream: bool) -> None:
+        """A final response's headers, or a 101."""
+        plan = self.plan
+        assert plan is not None
+        if self._has_response_begun:
+            return
+        pipe = self.request_pipe
+        if status != 101 and pipe.can_rewind:
+            delay_s = plan.retry_after_response(status, headers, self._tried)
+            if delay_s is not None:
+                self.attempt = None
+                attempt.cancel()
+                self._try_again(delay_s)
+                return
+        pipe.settle()
+        now = self.proxy.reactor.now
+        outcome = self.outcome
+        outcome.status = status
+        outcome.upstream_time_s = now - attempt.opened_at
+        is_upgrade = status == 101
+        if not is_upgrade:
+            headers = read_response(headers, int((now - attempt.opened_at) * 1000))
+            plan.on_response(status, headers)
+        if end_stream and self.request.is_grpc:
+            outcome.grpc_status = _value(headers, b"grpc-status")
+        self._has_response_begun = True
+        downstream, stream_id = self._downstream, self._stream_id
+        try:
+            downstream.send_headers(stream_id, headers, end_stream)
+        except Http1Error as error:
+            self.outcome.failure_text = str(error)
+            self._has_response_begun = False
+            self.respond(answers.UNWRITABLE_RESPONSE)
+            return
+        upstream = attempt.connection
+        assert upstream is not None
+        response = self.response_pipe = BodyPipe(upstream, attempt.stream_id)
+        response.is_all_received = end_stream
+        response.connect(downstream, stream_id, is_ended=end_stream)
+        if is_upgrade:
+            self.is_upgraded = True
+            upstream.is_upgraded = True  # type: ignore[attr-defined]  # 101 exists in HTTP/1.1 only
+            self._stop(self._timer)
+            pipe.pump()
+        if end_stream:
+            self.check_end()
+
+    def on_response_trailers(self, headers: list[Header]) -> None:
+        if self.request.is_grpc:
+            self.outcome.grpc_status = _value(headers, b"grpc-status")
+        pipe = self.response_pipe
+        if pipe is not None:
+            pipe.push_trailers(headers)
+            self.check_end()
+
+    def respond(self, answer: Answer) -> None:
+        """Answer here and now; whatever was begun upstream is given up."""
+        if self._is_over:
+            return
+        if self._has_response_begun:
+            self._break_off(answer.flag, answer.details)
+            return
+        outcome = self.outcome
+        outcome.status, outcome.flag, outcome.details = answer.status, answer.flag, answer.details
+        attempt, self.attempt = self.attempt, None
+        if attempt is not None:
+            attempt.cancel()
+        self._has_response_begun = True
+        downstream, stream_id = self._downstream, self._stream_id
+        head, body = answer.head(is_grpc=self.request.is_grpc, is_bodiless=self._is_bodiless)
+        if self.plan is not None:
+            self.plan.on_response(answer.status, head)
+        if not self.request_pipe.is_all_received or self.request.upgrade:
+            downstream.announce_early_end()
+        self.request_pipe.discard()
+        downstream.send_headers(stream_id, head, not body)
+        pipe = self.response_pipe = BodyPipe(_NO_SOURCE, 0)
+        pipe.connect(downstream, stream_id, is_ended=not body)
+        if body:
+            pipe.push(memoryview(body), 0, end=True)
+        self.check_end()
+
+    # StreamUser, downstream
+
+    def on_headers(self, headers: list[Header], end_stream: bool, is_trailers: bool) -> None:  # noqa: ARG002
+        if is_trailers:
+            self.request_pipe.push_trailers(headers)
+            self.check_end()
+
+    def on_body(self, data: memoryview, flow_bytes: int, end_stream: bool) -> None:
+        self.request_pipe.push(data, flow_bytes, end=end_stream)
+        if end_stream or self.is_upgraded:
+            self.check_end()
+
+    def on_writable(self) -> None:
+        pipe = self.response_pipe
+        if pipe is not None:
+            pipe.pump()
+            self.check_end()
+
+    def on_reset(self, failure: Failure) -> None:
+        """The client has gone, or broke the protocol."""
+        if self._is_over:
+            return
+        outcome = self.outcome
+        outcome.flag = "DPE" if failure.cause is Cause.PROTOCOL else "DC"
+        outcome.details = "downstream_remote_disconnect"
+        outcome.failure_text = failure.text
+        attempt, self.attempt = self.attempt, None
+        if attempt is not None:
+            attempt.cancel()
+        self._finish()
+
+    # Ends
+
+    def check_end(self) -> None:
+        """Whether the response has left as a whole; then the exchange is over."""
+        response = self.response_pipe
+        if self._is_over or response is None or not response.is_all_sent:
+            return
+        request = self.request_pipe
+        is_request_sent = request.is_all_sent
+        if self.is_upgraded and not is_request_sent:
+            return
+        attempt, self.attempt = self.attempt, None
+        if attempt is not None:
+            if is_request_sent:
+                attempt.finish()
+            else:
+                attempt.cancel()
+        if request.is_all_received:
+            self._downstream.release(self._stream_id)
+        else:
+            request.discard()
+            self._downstream.abandon_request(self._stream_id)
+        self._finish()
+
+    def _break_off(self, flag: str, details: str) -> None:
+        """The response cannot be brought to its end: the client must see that."""
+        self.outcome.flag, self.outcome.details = flag, details
+        attempt, self.attempt = self.attempt, None
+        if attempt is not None:
+            attempt.cancel()
+        self._downstream.reset(self._stream_id, ErrorCode.INTERNAL_ERROR)
+        self._finish()
+
+    def _start_timers(self, plan: Plan) -> None:
+        timeout_s = plan.timeout_s
+        asked_s = self.request.grpc_timeout_s
+        if asked_s is not None and (timeout_s is None or asked_s < timeout_s):
+            timeout_s = asked_s
+        if timeout_s is not None:
+            self._timer = self.proxy.reactor.call_later(timeout_s, self._on_timeout)
+        if plan.idle_timeout_s is not None:
+            self._idle_timer = self.proxy.reactor.call_later(plan.idle_timeout_s, self._on_idle)
+
+    def _on_timeout(self) -> None:
+        self.respond(answers.RESPONSE_TIMEOUT)
+
+    def _on_idle(self) -> None:
+        plan = self.plan
+        assert plan is not None
+        assert plan.idle_timeout_s is not None
+        seen = self.request_pipe.body_bytes
+        if self.response_pipe is not None:
+            seen += self.response_pipe.body_bytes + 1  # headers came
+        if seen != self._seen_bytes:
+            self._seen_bytes = seen
+            self._idle_timer = self.proxy.reactor.call_later(plan.idle_timeout_s, self._on_idle)
+        else:
+            self.respond(answers.STREAM_IDLE)
+
+    @staticmethod
+    def _stop(timer: Timer | None) -> None:
+        if timer is not None:
+            timer.cancel()
+
+    def _finish(self) -> None:
+        self._is_over = True
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._idle_timer is not None:
+            self._idle_timer.cancel()
+        if self._delay_timer is not None:
+            self._delay_timer.cancel()
+        outcome = self.outcome
+        outcome.duration_s = self.proxy.reactor.now - self._began
+        outcome.request_body_bytes = self.request_pipe.body_bytes
+        if self.response_pipe is not None:
+            outcome.response_body_bytes = self.response_pipe.body_bytes
+        if self.plan is not None:
+            self.plan.on_over(outcome)
+        self.proxy.on_exchange_over(self)
+
+
+def _value(headers: list[Header], wanted: bytes) -> bytes:
+    return next((value for name, value in headers if name == wanted), b"")

@@ -1,0 +1,257 @@
+"""The proxy core: takes byte streams from clients and sees each through to its end.
+
+A stream begins with its protocol: declared, or told by its first bytes (sniff.py). HTTP becomes a server
+connection whose requests become exchanges; the rest is relayed. Owner of all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from transport.errors import MeshError
+from transport.http1 import codec as http1
+from transport.http1.settings import Http1Settings
+from transport.http2 import codec as http2
+from transport.http2.events import Header
+from transport.http2.settings import Role
+from transport.http_path import PathNormalization
+from transport.reactor import Reactor, Timer
+from waypoint.worker.byte_stream import ByteStream
+from waypoint.worker.dial import Dial, Dialler
+from waypoint.worker.exchange import Exchange
+from waypoint.worker.failures import Cause, Failure
+from waypoint.worker.http1_connection import Http1Connection
+from waypoint.worker.http2_connection import SETTINGS, Http2Connection
+from waypoint.worker.http_connection import HttpConnection
+from waypoint.worker.plan import Decider, Declared, Source
+from waypoint.worker.sniff import Verdict, sniff
+from waypoint.worker.tcp_relay import TcpRelay
+from waypoint.worker.upstreams import Upstreams
+
+_HTTP1 = Http1Settings()
+_SWEEP_S = 5.0
+_ENDING = Failure(Cause.CLOSED, "the waypoint ends")
+
+
+@dataclass(frozen=True, slots=True)
+class ProxySettings:
+    """What the core is told at birth."""
+
+    idle_s: float = 3600.0  # a client's connection without a request (waypoint-facts 4)
+    codec: http1.CodecKind = "lean"
+    normalization: PathNormalization = PathNormalization.BASE
+
+
+class Observer(Protocol):
+    """Who counts and logs."""
+
+    def on_exchange(self, exchange: Exchange, source: Source) -> None:
+        """An exchange is over: see its `request` and `outcome`."""
+
+    def on_rejected(self, source: Source, status: int, reason: str) -> None:
+        """A codec turned a request away before it was one."""
+
+    def on_tcp(self, source: Source, sent_bytes: int, received_bytes: int, error: MeshError | None) -> None:
+        """A relayed connection is over, or could not be made."""
+
+
+class Nobody:
+    """An observer that looks away."""
+
+    def on_exchange(self, exchange: Exchange, source: Source) -> None: ...
+
+    def on_rejected(self, source: Source, status: int, reason: str) -> None: ...
+
+    def on_tcp(
+        self, source: Source, sent_bytes: int, received_bytes: int, error: MeshError | None
+    ) -> None: ...
+
+
+class Proxy:
+    """One worker's L7 proxy. Runs on the reactor's thread."""
+
+    def __init__(
+        self,
+        reactor: Reactor,
+        decider: Decider,
+        dialler: Dialler,
+        upstreams: Upstreams,
+        *,
+        settings: ProxySettings | None = None,
+        observer: Observer | None = None,
+    ) -> None:
+        self.reactor = reactor
+        self.decider = decider
+        self.dialler = dialler
+        self.upstreams = upstreams
+        self.settings = settings or ProxySettings()
+        self.normalization = self.settings.normalization
+        self.observer: Observer = observer or Nobody()
+        self.connections: dict[HttpConnection, None] = {}
+        self.relays: dict[object, Callable[[], None]] = {}  # sniffers and relays -> how to end them
+        self._is_draining = False
+        self._sweep_timer: Timer | None = None
+
+    def accept(
+        self, stream: ByteStream, source: Source, declared: Declared = Declared.DETECT, first: bytes = b""
+    ) -> None:
+        """Serve a client's stream; the proxy owns it from now on."""
+        if declared is Declared.TCP:
+            self.relay(stream, source, first)
+        else:
+            _Sniffer(self, stream, source, declared).start(first)
+
+    def serve_http(
+        self, stream: ByteStream, source: Source, *, is_http2: bool, first: bytes | bytearray = b""
+    ) -> HttpConnection:
+        """Serve HTTP of a known version."""
+        connection: HttpConnection
+        kind = self.settings.codec
+        if is_http2:
+            h2 = http2.make_codec(Role.SERVER, SETTINGS, kind)
+            connection = Http2Connection(self.reactor, stream, h2, self, is_server=True)
+        else:
+            h1 = http1.make_codec(Role.SERVER, _HTTP1, kind)
+            connection = Http1Connection(self.reactor, stream, h1, self, is_server=True)
+        connection.source = source
+        self.connections[connection] = None
+        if self._sweep_timer is None:
+            self._sweep_timer = self.reactor.call_later(_SWEEP_S, self._sweep)
+        connection.start(first)
+        if self._is_draining:
+            connection.drain()
+        return connection
+
+    def relay(self, stream: ByteStream, source: Source, first: bytes | bytearray = b"") -> None:
+        """Pass a stream through as it is."""
+        endpoint = self.decider.choose_tcp(source)
+        if endpoint is None:
+            stream.abort()
+            self.observer.on_tcp(source, 0, 0, None)
+            return
+        key = object()
+
+        def done(result: ByteStream | MeshError) -> None:
+            if isinstance(result, MeshError):
+                self.relays.pop(key, None)
+                stream.abort()
+                self.observer.on_tcp(source, 0, 0, result)
+                return
+            relay = TcpRelay(stream, result, over)
+            self.relays[key] = relay.abort
+            relay.start(first)
+
+        def over(sent: int, received: int, error: MeshError | None) -> None:
+            self.relays.pop(key, None)
+            self.observer.on_tcp(source, sent, received, error)
+
+        dial: Dial = self.dialler.dial(endpoint, done)
+
+        def give_up() -> None:
+            dial.cancel()
+            stream.abort()
+
+        self.relays[key] = give_up
+
+    def drain(self) -> None:
+        """Take no more requests on open connections; they close after those under way."""
+        self._is_draining = True
+        for connection in list(self.connections):
+            connection.drain()
+
+    def close(self) -> None:
+        """End everything at once."""
+        if self._sweep_timer is not None:
+            self._sweep_timer.cancel()
+            self._sweep_timer = None
+        for end in list(self.relays.values()):
+            end()
+        self.relays.clear()
+        for connection in list(self.connections):
+            for user in list(connection.users.values()):
+                user.on_reset(_ENDING)
+            connection.close()
+        self.upstreams.close()
+
+    def on_exchange_over(self, exchange: Exchange) -> None:
+        self.observer.on_exchange(exchange, exchange.source)
+
+    def _sweep(self) -> None:
+        self._sweep_timer = None
+        limit = self.reactor.now - self.settings.idle_s
+        for connection in list(self.connections):
+            if isinstance(connection, Http2Connection) and connection.users:
+                connection.keep_alive()
+            elif not connection.users and connection.last_active <= limit:
+                connection.drain()
+        if self.connections:
+            self._sweep_timer = self.reactor.call_later(_SWEEP_S, self._sweep)
+
+    # ConnectionOwner
+
+    def on_request(
+        self, connection: HttpConnection, stream_id: int, headers: list[Header], end_stream: bool
+    ) -> None:
+        exchange = Exchange(self, connection, stream_id)
+        connection.users[stream_id] = exchange
+        exchange.begin(headers, end_stream)
+
+    def on_rejected(self, connection: HttpConnection, status: int, reason: str) -> None:
+        self.observer.on_rejected(connection.source, status, reason)
+
+    def on_room(self, connection: HttpConnection) -> None: ...
+
+    def on_unusable(self, connection: HttpConnection) -> None: ...
+
+    def on_closed(self, connection: HttpConnection, error: MeshError | None) -> None:  # noqa: ARG002
+        self.connections.pop(connection, None)
+
+
+class _Sniffer:
+    """Reads the first bytes of a stream, until they say what follows."""
+
+    def __init__(self, proxy: Proxy, stream: ByteStream, source: Source, declared: Declared) -> None:
+        self._proxy = proxy
+        self._stream = stream
+        self._source = source
+        self._is_http_declared = declared is Declared.HTTP
+        self._first = bytearray()
+        proxy.relays[self] = self._give_up
+
+    def start(self, first: bytes) -> None:
+        self._stream.start(self)
+        if first:
+            self.on_data(memoryview(first))
+
+    def _give_up(self) -> None:
+        self._stream.abort()
+
+    def on_data(self, data: memoryview) -> None:
+        self._first += data
+        self._judge(sniff(self._first, is_http_declared=self._is_http_declared))
+
+    def _judge(self, verdict: Verdict) -> None:
+        if verdict is Verdict.MORE:
+            return
+        proxy = self._proxy
+        proxy.relays.pop(self, None)
+        if verdict is Verdict.TCP:
+            self._stream.pause()
+            proxy.relay(self._stream, self._source, self._first)
+        else:
+            is_http2 = verdict is Verdict.HTTP2
+            proxy.serve_http(self._stream, self._source, is_http2=is_http2, first=self._first)
+
+    def on_eof(self) -> None:
+        self._proxy.relays.pop(self, None)
+        if self._first:
+            self._judge(Verdict.HTTP1 if self._is_http_declared else Verdict.TCP)
+            return
+        self._stream.close()
+
+    def on_drained(self) -> None: ...
+
+    def on_lost(self, error: MeshError | None) -> None:  # noqa: ARG002 - nothing was begun
+        self._proxy.relays.pop(self, None)
