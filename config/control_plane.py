@@ -21,8 +21,9 @@ from config.compile.resource import Delta
 from config.errors import StateDamaged, StateUnwritable
 from config.findings import Problem, Severity
 from config.nodes.service import NodeService
-from config.notes import Note
+from config.notes import Condition, Note
 from config.objects import Ref
+from config.registry.conditions import conditions
 from config.registry.registry import Registry
 from config.registry.review import review
 from config.registry.virtual_addresses import VirtualAddresses
@@ -110,6 +111,9 @@ class ControlPlane:
 
     def notes(self) -> list[Note]:
         return review(self.registry)
+
+    def conditions(self) -> list[Condition]:
+        return conditions(self.registry)
 
     async def load(self) -> None:
         """Reads everything, so that no client ever sees an empty mesh. Raises SourceUnreadable,

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 
 from config.control_plane import ControlPlane
+from config.registry.object_index import WAYPOINT_SERVICE
 from telemetry.metrics import Description, Kind, Labels, MetricSet, Number
 
 OBJECTS = Description("mycelia_config_objects", Kind.GAUGE, "Objects in force", ("kind",))
@@ -26,7 +27,10 @@ WORKLOADS = Description(
 
 def make_metrics(plane: ControlPlane) -> MetricSet:
     metrics = MetricSet()
-    metrics.add_source(OBJECTS, lambda: _count(ref.kind for ref in plane.registry.index.objects))
+    metrics.add_source(
+        OBJECTS,
+        lambda: _count(ref.kind for ref in plane.registry.index.objects if ref.kind != WAYPOINT_SERVICE),
+    )
     metrics.add_source(PROBLEMS, lambda: _count(each.severity.value for each in plane.problems()))
     metrics.add_source(KEPT, lambda: {(): sum(each.is_kept for each in plane.sourced.values())})
     metrics.add_source(

@@ -1,4 +1,4 @@
-"""What the registry has to say about an object that is valid by itself: a warning with a stable reason."""
+"""What the registry has to say about an object that is valid by itself: warnings and status conditions."""
 
 from __future__ import annotations
 
@@ -14,6 +14,11 @@ class Reason(enum.Enum):
     WAYPOINT_NOT_READY = "WaypointIsNotReady"
     WAYPOINT_TRAFFIC_TYPE = "UnsupportedTrafficType"
     WAYPOINT_DENIED = "AttachmentDenied"
+    WAYPOINT_FORBIDDEN = "CrossNamespaceWaypointForbidden"
+    CANARY_SAME = "CanarySameAsPrimary"
+    CANARY_WEIGHT = "CanaryInvalidWeight"
+    CANARY_NOT_READY = "CanaryIsNotReady"
+    WAYPOINT_ACCEPTED = "WaypointAccepted"
     WAITING_FOR_WAYPOINT = "AncestorNotBound"
     UNSUPPORTED_VALUE = "UnsupportedValue"
     NO_EFFECT = "NoEffect"
@@ -24,6 +29,17 @@ class Reason(enum.Enum):
     NO_ADDRESS = "NoAddress"
     NO_NAMESPACE = "NamespaceNotFound"
     NO_NODE = "NodeUnknown"
+    # Of Gateways and routes (Gateway API).
+    ACCEPTED = "Accepted"
+    PROGRAMMED = "Programmed"
+    ADDRESS_NOT_ASSIGNED = "AddressNotAssigned"
+    RESOLVED_REFS = "ResolvedRefs"
+    RESOLVED = "Resolved"
+    NO_PARENT = "NoMatchingParent"
+    HOSTNAME_MISMATCH = "NoMatchingListenerHostname"
+    INVALID_FILTER = "InvalidFilter"
+    BACKEND_NOT_FOUND = "BackendNotFound"
+    INVALID_KIND = "InvalidKind"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,3 +47,15 @@ class Note:
     ref: Ref
     reason: Reason
     text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """What Kubernetes calls a condition. `parent` is the parent of a route that it speaks of."""
+
+    ref: Ref
+    type: str
+    is_true: bool
+    reason: Reason
+    message: str
+    parent: str = ""

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final
 
+from config.routing_rules import GrpcRule, HttpRule, ParentRef, StreamRule
+
 
 class Kind(enum.Enum):
     """The kinds the mesh reads, named as in manifests."""
@@ -27,6 +29,15 @@ class Kind(enum.Enum):
     AUTHORIZATION_POLICY = "AuthorizationPolicy"
     PEER_AUTHENTICATION = "PeerAuthentication"
     GATEWAY = "Gateway"
+    GATEWAY_CLASS = "GatewayClass"
+    HTTP_ROUTE = "HTTPRoute"
+    GRPC_ROUTE = "GRPCRoute"
+    TCP_ROUTE = "TCPRoute"
+    TLS_ROUTE = "TLSRoute"
+    REFERENCE_GRANT = "ReferenceGrant"
+
+
+ROUTE_KINDS: Final = frozenset({"HTTPRoute", "GRPCRoute", "TCPRoute", "TLSRoute"})
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -303,6 +314,20 @@ class AllowedFrom(enum.Enum):
     SELECTOR = "Selector"
 
 
+class LabelOperator(enum.Enum):
+    IN = "In"
+    NOT_IN = "NotIn"
+    EXISTS = "Exists"
+    DOES_NOT_EXIST = "DoesNotExist"
+
+
+@dataclass(frozen=True, slots=True)
+class LabelExpression:
+    key: str
+    operator: LabelOperator
+    values: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True, slots=True)
 class Gateway:
     """The part of a Gateway that says where a waypoint is and whom it serves."""
@@ -314,6 +339,54 @@ class Gateway:
     port: int = 15008
     allowed_from: AllowedFrom = AllowedFrom.SAME
     allowed_labels: Mapping[str, str] = field(default_factory=dict)
+    allowed_expressions: tuple[LabelExpression, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayClass:
+    meta: Meta
+    controller: str
+
+
+@dataclass(frozen=True, slots=True)
+class HttpRoute:
+    meta: Meta
+    parents: tuple[ParentRef, ...] = ()
+    rules: tuple[HttpRule, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class GrpcRoute:
+    meta: Meta
+    parents: tuple[ParentRef, ...] = ()
+    rules: tuple[GrpcRule, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TcpRoute:
+    meta: Meta
+    parents: tuple[ParentRef, ...] = ()
+    rules: tuple[StreamRule, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TlsRoute:
+    """Without hostnames: every connection."""
+
+    meta: Meta
+    parents: tuple[ParentRef, ...] = ()
+    hostnames: tuple[str, ...] = ()
+    rules: tuple[StreamRule, ...] = ()
+
+
+Route = HttpRoute | GrpcRoute | TcpRoute | TlsRoute
+
+
+@dataclass(frozen=True, slots=True)
+class ReferenceGrant:
+    meta: Meta
+    sources: tuple[tuple[str, str, str], ...] = ()  # (group, kind, namespace)
+    targets: tuple[tuple[str, str, str], ...] = ()  # (group, kind, name or empty for all)
 
 
 MeshObject = (
@@ -328,4 +401,10 @@ MeshObject = (
     | AuthorizationPolicy
     | PeerAuthentication
     | Gateway
+    | GatewayClass
+    | HttpRoute
+    | GrpcRoute
+    | TcpRoute
+    | TlsRoute
+    | ReferenceGrant
 )

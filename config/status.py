@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from typing import Final
 
 from google.protobuf import json_format
+from google.protobuf.message import Message
 
-from config.compile.resource import ADDRESS, AUTHORIZATION, Resource
+from config.compile.resource import ADDRESS, AUTHORIZATION, SERVICE_ROUTES, Resource, TypeUrl
 from config.control_plane import ControlPlane
 from config.findings import Problem, Severity
-from config.notes import Note
+from config.kinds.gateway import WAYPOINT_CLASS
+from config.notes import Condition, Note
 from config.objects import Ref
 from config.xds.server import Client
 from config.xds.server_state import Watch
 from proto.istio import authorization_pb2, workload_pb2
+from proto.mycelia import waypoint_pb2
 from telemetry.admin_http import Handler, Request, Response
 from telemetry.metrics import MetricSet, negotiate
 
 Json = dict[str, object] | list[object]
+
+_MESSAGES: Final[Mapping[TypeUrl, type[Message]]] = {
+    ADDRESS: workload_pb2.Address,
+    AUTHORIZATION: authorization_pb2.Authorization,
+    SERVICE_ROUTES: waypoint_pb2.ServiceRoutes,
+}
 
 
 def objects_json(plane: ControlPlane) -> Json:
@@ -30,18 +41,38 @@ def objects_json(plane: ControlPlane) -> Json:
     notes: dict[Ref, list[Note]] = {}
     for note in plane.notes():
         notes.setdefault(note.ref, []).append(note)
+    conditions: dict[Ref, list[Condition]] = {}
+    for condition in plane.conditions():
+        conditions.setdefault(condition.ref, []).append(condition)
     refs = {*plane.sourced, *problems, *notes}
-    return [_object(plane, ref, problems.get(ref, []), notes.get(ref, [])) for ref in sorted(refs)]
+    return [
+        _object(plane, ref, problems.get(ref, []), notes.get(ref, []))
+        | {
+            "conditions": [
+                *(_condition(each) for each in conditions.get(ref, ())),
+                *({"reason": each.reason.value, "message": each.text} for each in notes.get(ref, ())),
+            ]
+        }
+        for ref in sorted(refs)
+    ]
 
 
-def _object(plane: ControlPlane, ref: Ref, problems: Sequence[Problem], notes: Sequence[Note]) -> Json:
+def _condition(condition: Condition) -> Json:
+    shown: dict[str, object] = {"type": condition.type, "status": str(condition.is_true)}
+    if condition.parent:
+        shown["parent"] = condition.parent
+    return shown | {"reason": condition.reason.value, "message": condition.message}
+
+
+def _object(
+    plane: ControlPlane, ref: Ref, problems: Sequence[Problem], notes: Sequence[Note]
+) -> dict[str, object]:
     sourced = plane.sourced.get(ref)
     shown: dict[str, object] = {"kind": ref.kind, "namespace": ref.namespace, "name": ref.name}
     shown["state"] = _state(sourced is not None, sourced is not None and sourced.is_kept, problems, notes)
     if sourced is not None:
         shown |= {"file": sourced.file, "document": sourced.document, "line": sourced.line}
     shown["problems"] = [problem_json(each) for each in problems]
-    shown["conditions"] = [{"reason": each.reason.value, "message": each.text} for each in notes]
     return shown
 
 
@@ -146,9 +177,28 @@ def resources_json(plane: ControlPlane, type_url: str, name: str = "") -> Json:
 
 
 def _decoded(resource: Resource) -> object:
-    message = workload_pb2.Address() if resource.type_url == ADDRESS else authorization_pb2.Authorization()
+    message = _MESSAGES[resource.type_url]()
     message.ParseFromString(resource.payload)
     return json_format.MessageToDict(message, preserving_proto_field_name=True)
+
+
+def waypoints_json(plane: ControlPlane) -> Json:
+    """Every waypoint: its workloads, and how many services go through it."""
+    serving: Counter[str] = Counter()
+    for resource in plane.registry.resources[SERVICE_ROUTES].values():
+        serving.update(resource.waypoints)
+    index = plane.registry.index
+    return [
+        {
+            "namespace": ref.namespace,
+            "name": ref.name,
+            "workloads": index.replicas(ref).known,
+            "ready": index.replicas(ref).ready,
+            "services": serving[f"{ref.namespace}/{ref.name}"],
+        }
+        for ref in sorted(index.objects)
+        if (gateway := index.gateway(ref)) is not None and gateway.class_name == WAYPOINT_CLASS
+    ]
 
 
 def summary_json(plane: ControlPlane) -> Json:
@@ -162,6 +212,7 @@ def summary_json(plane: ControlPlane) -> Json:
         "warnings": sum(each.severity is Severity.WARNING for each in problems),
         "xds_clients": sum(1 for _ in plane.xds.clients),
         "nodes_connected": len(plane.nodes.attending),
+        "waypoints": waypoints_json(plane),
         "resources": {url: len(held) for url, held in plane.registry.resources.items()},
     }
 
@@ -208,6 +259,9 @@ def status_routes(plane: ControlPlane) -> dict[tuple[str, str], Handler]:
         ("GET", "/nodes"): page(lambda _: nodes_json(plane)),
         ("GET", "/addresses"): page(
             lambda request: resources_json(plane, ADDRESS, request.query.get("name", ""))
+        ),
+        ("GET", "/routes"): page(
+            lambda request: resources_json(plane, SERVICE_ROUTES, request.query.get("name", ""))
         ),
         ("GET", "/policies"): page(
             lambda request: resources_json(plane, AUTHORIZATION, request.query.get("name", ""))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from proto.istio import workload_pb2 as pb
+from proto.mycelia import waypoint_pb2
 
 _BY_APP_PROTOCOL: Final = {
     "kubernetes.io/h2c": pb.HTTP2,
@@ -23,6 +24,13 @@ _BY_WORD: Final = {
     "mongo": pb.TCP,
     "redis": pb.TCP,
     "mysql": pb.TCP,
+}
+_AT_WAYPOINTS: Final = {
+    pb.HTTP11: waypoint_pb2.HTTP,
+    pb.HTTP2: waypoint_pb2.HTTP2,
+    pb.GRPC: waypoint_pb2.GRPC,
+    pb.TCP: waypoint_pb2.TCP,
+    pb.TLS: waypoint_pb2.TCP,
 }
 # Servers that speak first: sniffing would wait for ever.
 _SERVER_FIRST: Final = frozenset({25, 53, 3306, 27017})
@@ -43,3 +51,8 @@ def _of_word(text: str) -> pb.AppProtocol.ValueType:
     if folded == "grpc-web" or folded.startswith("grpc-web-"):
         return _BY_WORD["grpc-web"]
     return _BY_WORD.get(folded.partition("-")[0], pb.UNKNOWN)
+
+
+def waypoint_protocol(found: pb.AppProtocol.ValueType) -> waypoint_pb2.Protocol.ValueType:
+    """How a waypoint reads the port: TLS is opaque to it, an undeclared protocol is looked for."""
+    return _AT_WAYPOINTS.get(found, waypoint_pb2.DETECT)

@@ -13,11 +13,16 @@ TypeUrl = NewType("TypeUrl", str)
 ADDRESS: Final = TypeUrl("type.googleapis.com/istio.workload.Address")
 WORKLOAD: Final = TypeUrl("type.googleapis.com/istio.workload.Workload")  # legacy name for ADDRESS
 AUTHORIZATION: Final = TypeUrl("type.googleapis.com/istio.security.Authorization")
+SERVICE_ROUTES: Final = TypeUrl("type.googleapis.com/mycelia.waypoint.ServiceRoutes")
+# Sent to the waypoints that a resource names, not to everybody.
+WAYPOINT_TYPES: Final = (SERVICE_ROUTES,)
 
 
 @dataclass(frozen=True, slots=True)
 class Resource:
-    """`aliases`, `services` and `node` let a server find it for clients that ask for single resources."""
+    """`aliases`, `services` and `node` let a server find it for clients that ask for single resources,
+    `waypoints` (`namespace/name`) are those it is for.
+    """
 
     type_url: TypeUrl
     name: str
@@ -26,6 +31,7 @@ class Resource:
     aliases: tuple[str, ...] = ()
     services: tuple[str, ...] = ()
     node: str = ""
+    waypoints: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +53,10 @@ def make_resource(
     aliases: tuple[str, ...] = (),
     services: tuple[str, ...] = (),
     node: str = "",
+    waypoints: tuple[str, ...] = (),
 ) -> Resource:
     payload = message.SerializeToString(deterministic=True)
-    return Resource(type_url, name, version_of(payload), payload, aliases, services, node)
+    return Resource(type_url, name, version_of(payload), payload, aliases, services, node, waypoints)
 
 
 def version_of(payload: bytes) -> str:

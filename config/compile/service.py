@@ -41,6 +41,7 @@ class ServiceSurroundings:
     network: str = ""
     scope: TrafficScope = TrafficScope.ANYWHERE
     waypoint: pb.GatewayAddress | None = None
+    weighted_waypoints: tuple[tuple[pb.GatewayAddress, int], ...] = ()
     is_canonical: bool = True
     is_ingress_through_waypoint: bool = False
 
@@ -59,6 +60,10 @@ def compile_service(service: Service | ServiceEntry, around: ServiceSurroundings
         ports=_service_ports(service) if isinstance(service, Service) else _entry_ports(service),
         subject_alt_names=() if isinstance(service, Service) else service.subject_alt_names,
         waypoint=around.waypoint,
+        weighted_waypoints=[
+            pb.WeightedWaypoint(destination=destination, weight=weight)
+            for destination, weight in around.weighted_waypoints
+        ],
         canonical=around.is_canonical,
         ingress_use_waypoint=around.is_ingress_through_waypoint,
     )

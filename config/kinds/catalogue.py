@@ -18,12 +18,15 @@ from config.findings import Finding, Severity, choices, describe, did_you_mean, 
 from config.kinds.authorization_policy import AuthorizationPolicy
 from config.kinds.core import Namespace, Node, ServiceAccount
 from config.kinds.endpoint_slice import EndpointSlice
-from config.kinds.gateway import Gateway
+from config.kinds.gateway import Gateway, GatewayClass
+from config.kinds.grpc_route import GRPCRoute
+from config.kinds.http_route import HTTPRoute
 from config.kinds.peer_authentication import PeerAuthentication
 from config.kinds.pod import Pod
 from config.kinds.schema import DEFAULT_NAMESPACE, Manifest
 from config.kinds.service import Service
 from config.kinds.service_entry import ServiceEntry
+from config.kinds.stream_routes import ReferenceGrant, TCPRoute, TLSRoute
 from config.kinds.workload_entry import WorkloadEntry
 from config.kinds.yaml_documents import Path, YamlRefused, build, line_of
 from config.objects import MeshObject, Ref
@@ -40,6 +43,12 @@ ReadManifest = (
     | AuthorizationPolicy
     | PeerAuthentication
     | Gateway
+    | GatewayClass
+    | HTTPRoute
+    | GRPCRoute
+    | TCPRoute
+    | TLSRoute
+    | ReferenceGrant
 )
 
 MAX_FINDINGS: Final = 20
@@ -55,6 +64,7 @@ class _Entry:
         return " or ".join(f"{self.group}/{version}" if self.group else version for version in self.versions)
 
 
+_GATEWAY: Final = "gateway.networking.k8s.io"
 _NETWORKING: Final = ("v1", "v1beta1", "v1alpha3")
 _CATALOGUE: Final[Mapping[str, _Entry]] = {
     entry.model.__name__: entry
@@ -69,7 +79,13 @@ _CATALOGUE: Final[Mapping[str, _Entry]] = {
         _Entry(ServiceEntry, "networking.istio.io", _NETWORKING),
         _Entry(AuthorizationPolicy, "security.istio.io", ("v1", "v1beta1")),
         _Entry(PeerAuthentication, "security.istio.io", ("v1", "v1beta1")),
-        _Entry(Gateway, "gateway.networking.k8s.io", ("v1", "v1beta1", "v1alpha2", "v1alpha3")),
+        _Entry(Gateway, _GATEWAY, ("v1", "v1beta1", "v1alpha2", "v1alpha3")),
+        _Entry(GatewayClass, _GATEWAY, ("v1", "v1beta1", "v1alpha2")),
+        _Entry(HTTPRoute, _GATEWAY, ("v1", "v1beta1", "v1alpha2")),
+        _Entry(GRPCRoute, _GATEWAY, ("v1", "v1alpha2")),
+        _Entry(TCPRoute, _GATEWAY, ("v1", "v1alpha2")),
+        _Entry(TLSRoute, _GATEWAY, ("v1", "v1alpha3", "v1alpha2")),
+        _Entry(ReferenceGrant, _GATEWAY, ("v1", "v1beta1", "v1alpha2")),
     )
 }
 # Accepted without effect: Istio gives these no meaning in an ambient mesh either.
@@ -263,6 +279,8 @@ def _explain(model: type[BaseModel], detail: ErrorDetails) -> str:
             return mismatch(found, f"at most {context['max_length']} items")
         case "string_too_short":
             return mismatch(found, "text that is not empty")
+        case "string_too_long":
+            return mismatch(found, f"at most {context['max_length']} characters")
         case kind if kind in _TYPES:
             is_unquoted = kind == "string_type" and isinstance(found, bool | int | float)
             is_quoted = kind == "int_type" and isinstance(found, str) and found.isdecimal()

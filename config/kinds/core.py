@@ -71,13 +71,6 @@ def dataplane_remarks(labels: dict[str, str]) -> list[tuple[str, str]]:
                 f'found text "{ingress}"; allowed: "true", "false"',
             )
         )
-    if keys.USE_WAYPOINT_CANARY in labels:
-        found.append(
-            (
-                f"metadata.labels[{keys.USE_WAYPOINT_CANARY}]",
-                "canary waypoints are not supported; only the primary is used",
-            )
-        )
     return found
 
 

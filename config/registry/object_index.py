@@ -9,20 +9,37 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from config import keys, objects
 from config.compile.authorization import is_for_node_proxies
 from config.compile.service import service_name, takes_unready
-from config.objects import Kind, MeshObject, PeerAuthentication, Ref, Service, ServiceEntry
+from config.kinds.gateway import HBONE_PORT, WAYPOINT_CLASS
+from config.objects import (
+    ROUTE_KINDS,
+    Kind,
+    MeshObject,
+    Meta,
+    PeerAuthentication,
+    Ref,
+    Service,
+    ServiceEntry,
+    ServicePort,
+    TrafficScope,
+)
 from config.registry import workload_source
+from config.registry.route_index import RouteIndex
 from config.registry.selectors import EVERYWHERE, LabelIndex, Labels, SelectorIndex
+from config.registry.waypoints import CLASS_REF, Replicas
 from config.registry.workload_source import WorkloadSource
 from config.settings import MeshSettings
 
 Key = TypeVar("Key", bound=Hashable)
 Value = TypeVar("Value", bound=Hashable)
 Place = tuple[str, str]  # (namespace, name)
+# The service that the registry makes of a waypoint, filed as if a manifest had it.
+WAYPOINT_SERVICE: Final = "WaypointService"
+STATUS_PORT: Final = 15021
 
 
 @dataclass(slots=True)
@@ -32,6 +49,8 @@ class Dirt:
     workloads: set[str] = field(default_factory=set)  # by uid
     services: set[Ref] = field(default_factory=set)
     policies: set[Ref] = field(default_factory=set)  # AuthorizationPolicy and PeerAuthentication
+    gateways: set[Ref] = field(default_factory=set)  # whoever looked at one is to be compiled again
+    is_gateway_class: bool = False  # ... or at any of them
     is_static_strict: bool = False
     # Sent again even if their bytes are the same: a node proxy has forgotten them.
     forced: set[str] = field(default_factory=set)
@@ -48,6 +67,8 @@ class ObjectIndex:
         self.claims: dict[str, set[Ref]] = {}  # service name -> the objects that want it
         self.hosts: dict[str, set[Ref]] = {}  # hostname -> the objects that want it, in any namespace
         self.peers: set[Ref] = set()
+        self.routes = RouteIndex()
+        self._replicas: dict[Place, set[str]] = {}  # waypoint -> its workloads
         # Address -> Services and ServiceEntries that name it themselves.
         self._services_at: dict[str, set[Ref]] = {}
         self._labels: LabelIndex[str] = LabelIndex()
@@ -74,6 +95,21 @@ class ObjectIndex:
     def gateway(self, ref: Ref) -> objects.Gateway | None:
         found = self.objects.get(ref)
         return found if isinstance(found, objects.Gateway) else None
+
+    def gateway_class(self) -> objects.GatewayClass | None:
+        """The waypoints' own."""
+        found = self.objects.get(CLASS_REF)
+        return found if isinstance(found, objects.GatewayClass) else None
+
+    def replicas(self, gateway: Ref) -> Replicas:
+        uids = self._replicas.get((gateway.namespace, gateway.name), ())
+        return Replicas(len(uids), sum(self.sources[uid].is_ready for uid in uids))
+
+    def waypoint_nodes(self, namespace: str, name: str) -> set[str]:
+        return {self.sources[uid].node for uid in self._replicas.get((namespace, name), ())}
+
+    def waypoint_hostname(self, gateway: Ref) -> str:
+        return f"{gateway.name}.{gateway.namespace}.svc.{self._settings.cluster_domain}"
 
     def service(self, ref: Ref) -> Service | ServiceEntry | None:
         found = self.objects.get(ref)
@@ -172,8 +208,18 @@ class ObjectIndex:
         if old is None and new is None:
             return
         match ref.kind:
-            case Kind.SERVICE.value | Kind.SERVICE_ENTRY.value:
+            case Kind.SERVICE.value | Kind.SERVICE_ENTRY.value | "WaypointService":
                 self._replace_service(ref, old, new, dirt)
+            case Kind.GATEWAY.value:
+                self._file(ref, new)
+                dirt.gateways.add(ref)
+                self.replace(Ref(WAYPOINT_SERVICE, ref.namespace, ref.name), waypoint_service(new), dirt)
+            case Kind.GATEWAY_CLASS.value:
+                self._file(ref, new)
+                dirt.is_gateway_class = dirt.is_gateway_class or ref == CLASS_REF
+            case kind if kind in ROUTE_KINDS:
+                self._file(ref, new)
+                dirt.services |= self.routes.put(ref, new)
             case Kind.ENDPOINT_SLICE.value:
                 self._replace_slice(ref, old, new, dirt)
             case Kind.AUTHORIZATION_POLICY.value:
@@ -215,7 +261,7 @@ class ObjectIndex:
                 )
                 self._put_sources(ref, made, dirt)
             case _:
-                pass  # ServiceAccounts matter to nobody here, Gateways to those who looked at them
+                pass  # ServiceAccounts and ReferenceGrants matter to nobody here
 
     def _namespace_changed(
         self, name: str, old: MeshObject | None, new: MeshObject | None, dirt: Dirt
@@ -255,6 +301,7 @@ class ObjectIndex:
             )
             self._put_sources(ref, made, dirt)
         dirt.services.add(ref)
+        dirt.services |= self.routes.users_of(ref, hosts)
         for host in hosts:
             dirt.services |= {
                 each for each in self.hosts.get(host, ()) if isinstance(self.objects[each], ServiceEntry)
@@ -354,7 +401,9 @@ class ObjectIndex:
         uids = tuple(source.uid for source in made)
         for uid in self._sources_of.pop(owner, ()):
             if uid not in uids:
-                self._withdraw(self.sources.pop(uid))
+                gone = self.sources.pop(uid)
+                self._withdraw(gone)
+                self._waypoint_changed(gone, dirt)
                 self._labels.remove(uid)
                 dirt.workloads.add(uid)
         for source in made:
@@ -363,14 +412,25 @@ class ObjectIndex:
                 continue
             if known is not None:
                 self._withdraw(known)
+                self._waypoint_changed(known, dirt)
             self.sources[source.uid] = source
             self._publish(source)
+            self._waypoint_changed(source, dirt)
             dirt.workloads.add(source.uid)
         if uids:
             self._sources_of[owner] = uids
 
+    def _waypoint_changed(self, source: WorkloadSource, dirt: Dirt) -> None:
+        place = _waypoint_of(source)
+        if place is not None:
+            dirt.gateways.add(Ref(Kind.GATEWAY.value, *place))
+            dirt.services.add(Ref(WAYPOINT_SERVICE, *place))
+
     def _publish(self, source: WorkloadSource) -> None:
         uid = source.uid
+        place = _waypoint_of(source)
+        if place is not None:
+            self._replicas.setdefault(place, set()).add(uid)
         self._labels.put(uid, source.namespace, source.labels)
         self._sources_in.setdefault(source.namespace, set()).add(uid)
         self._sources_as.setdefault((source.namespace, source.service_account), set()).add(uid)
@@ -381,10 +441,38 @@ class ObjectIndex:
 
     def _withdraw(self, source: WorkloadSource) -> None:
         uid = source.uid
+        place = _waypoint_of(source)
+        if place is not None:
+            _discard(self._replicas, place, uid)
         _discard(self._sources_in, source.namespace, uid)
         _discard(self._sources_as, (source.namespace, source.service_account), uid)
         _discard(self._sources_on, source.node, uid)
         _discard(self._sources_at, (source.namespace, source.name), uid)
+
+
+def _waypoint_of(source: WorkloadSource) -> Place | None:
+    """The waypoint that a workload is a replica of."""
+    name = source.labels.get(keys.GATEWAY_NAME, "")
+    return (source.namespace, name) if name and source.joins_by_labels else None
+
+
+def waypoint_service(gateway: MeshObject | None) -> Service | None:
+    """What a controller makes of a waypoint whose status names no address (config-api 5.2)."""
+    if not isinstance(gateway, objects.Gateway) or gateway.class_name != WAYPOINT_CLASS:
+        return None
+    if gateway.hostname or gateway.addresses:
+        return None
+    ref = gateway.meta.ref
+    label = {keys.GATEWAY_NAME: ref.name}
+    return Service(
+        Meta(Ref(WAYPOINT_SERVICE, ref.namespace, ref.name), labels=label, created=gateway.meta.created),
+        ports=(
+            ServicePort(STATUS_PORT, "status-port", STATUS_PORT),
+            ServicePort(HBONE_PORT, "mesh", HBONE_PORT, "tcp"),
+        ),
+        selector=label,
+        traffic_scope=TrafficScope.SAME_ZONE,
+    )
 
 
 def _endpoints_view(service: MeshObject | None) -> object:

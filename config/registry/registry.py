@@ -17,7 +17,8 @@ from config.compile.peer_authentication import (
     port_policy,
     static_strict,
 )
-from config.compile.resource import ADDRESS, AUTHORIZATION, Delta, Resource, TypeUrl
+from config.compile.resource import ADDRESS, AUTHORIZATION, SERVICE_ROUTES, Delta, Resource, TypeUrl
+from config.compile.routes import ServedService, compile_routes
 from config.compile.service import ServiceSurroundings, compile_service, service_name
 from config.compile.workload import Surroundings, compile_workload
 from config.errors import AddressesExhausted
@@ -36,7 +37,8 @@ from config.objects import (
     ServiceEntry,
     TrafficScope,
 )
-from config.registry.object_index import Dirt, ObjectIndex, Place
+from config.registry.attachment import attach, ports_of, resolver, routes_on
+from config.registry.object_index import WAYPOINT_SERVICE, Dirt, ObjectIndex, Place
 from config.registry.target_ports import PortPairs, entry_ports, service_ports, slice_ports
 from config.registry.virtual_addresses import VirtualAddresses
 from config.registry.waypoints import FOR_SERVICES, FOR_WORKLOADS, Enrolling, Enrolment, find_waypoint
@@ -53,13 +55,17 @@ class Registry:
         self._settings = settings
         self.index = ObjectIndex(settings)
         self.virtual_addresses = virtual_addresses or VirtualAddresses()
-        self.resources: dict[TypeUrl, dict[str, Resource]] = {ADDRESS: {}, AUTHORIZATION: {}}
+        self.resources: dict[TypeUrl, dict[str, Resource]] = {
+            ADDRESS: {},
+            AUTHORIZATION: {},
+            SERVICE_ROUTES: {},
+        }
         self.compiled = 0
         self._outputs: dict[_Unit, tuple[_ResourceKey, ...]] = {}
         self._notes: dict[_Unit, tuple[Note, ...]] = {}
         self._captured: dict[Place, set[str]] = {}  # (namespace, name) -> nodes that say so
         self._lookers: dict[Ref, set[_Unit]] = {}  # waypoint -> what was compiled with a look at it
-        self._looked: dict[_Unit, Ref] = {}
+        self._looked: dict[_Unit, tuple[Ref, ...]] = {}
         self._aliases: dict[str, set[str]] = {}
 
     # ---- changes ----
@@ -69,10 +75,9 @@ class Registry:
         dirt = Dirt()
         for ref in removed:
             self.index.replace(ref, None, dirt)
-            self._gateway_changed(ref, dirt)
         for ref, value in upserted.items():
             self.index.replace(ref, value, dirt)
-            self._gateway_changed(ref, dirt)
+        self._gateways_changed(dirt)
         return self._compile(dirt)
 
     def set_captured(self, node: str, places: Iterable[Place]) -> Delta:
@@ -90,14 +95,13 @@ class Registry:
             dirt.workloads |= {source.uid for source in self.index.sources_at(*place)}
         return self._compile(dirt)
 
-    def _gateway_changed(self, ref: Ref, dirt: Dirt) -> None:
-        if ref.kind != Kind.GATEWAY.value:
-            return
-        for unit in self._lookers.get(ref, ()):
-            if isinstance(unit, str):
-                dirt.workloads.add(unit)
-            else:
-                dirt.services.add(unit)
+    def _gateways_changed(self, dirt: Dirt) -> None:
+        for gateway in self._lookers if dirt.is_gateway_class else dirt.gateways:
+            for unit in self._lookers.get(gateway, ()):
+                if isinstance(unit, str):
+                    dirt.workloads.add(unit)
+                else:
+                    dirt.services.add(unit)
 
     # ---- questions ----
 
@@ -115,6 +119,10 @@ class Registry:
         return bool(node) and any(
             source.node == node for source in self.index.sources_as(namespace, service_account)
         )
+
+    def is_waypoint_on(self, namespace: str, name: str, node: str) -> bool:
+        """Whether a workload of that waypoint is on the node."""
+        return bool(node) and node in self.index.waypoint_nodes(namespace, name)
 
     def notes(self) -> Iterator[Note]:
         for notes in self._notes.values():
@@ -244,12 +252,15 @@ class Registry:
             self._look(ref, Enrolment())
             return [], ()
         notes: list[Note] = []
-        enrolment = self._enrol(ref, ref, service.meta.labels, FOR_SERVICES)
-        if enrolment.note is not None:
-            notes.append(enrolment.note)
+        enrolment = self._enrol(ref, self.enrolling(service))
+        notes += enrolment.notes
+        if ref.kind == WAYPOINT_SERVICE and not self.index.replicas(ref).known:
+            return [], ()
         made: list[Resource] = []
         for host in self.index.hosts_of(service):
             owner = self.index.owner_of(service_name(ref.namespace, host))
+            if owner != ref and ref.kind == WAYPOINT_SERVICE:
+                continue  # the author's own service stands for the waypoint
             if owner != ref:
                 text = f"{owner} already has the host {host} in this namespace; that one counts"
                 notes.append(Note(ref, Reason.SHADOWED, text))
@@ -261,11 +272,42 @@ class Registry:
                 network=self._mesh_network(),
                 scope=self._scope(service),
                 waypoint=enrolment.address,
+                weighted_waypoints=enrolment.weighted,
                 is_canonical=isinstance(service, Service) or self._is_canonical(ref, host, addresses),
                 is_ingress_through_waypoint=enrolment.address is not None and self._ingress(service),
             )
             made.append(compile_service(service, around))
+            if enrolment.bound:
+                made.append(self._routes(service, host, enrolment))
         return made, tuple(notes)
+
+    def _routes(self, service: Service | ServiceEntry, host: str, enrolment: Enrolment) -> Resource:
+        ref = service.meta.ref
+        routes = routes_on(self.index, ref, {gateway.namespace for gateway in enrolment.bound})
+        return compile_routes(
+            ServedService(
+                ref.namespace, host, tuple(f"{each.namespace}/{each.name}" for each in enrolment.bound)
+            ),
+            attach(ref, ports_of(service), host, routes).ports,
+            resolver(self.index),
+        )
+
+    def enrolling(self, service: Service | ServiceEntry) -> Enrolling:
+        meta = service.meta
+        namespace = self.index.namespace(meta.namespace)
+        return Enrolling(
+            meta.ref,
+            meta.labels,
+            meta.namespace,
+            self._namespace_labels(meta.namespace),
+            FOR_SERVICES,
+            meta.annotations,
+            namespace.meta.annotations if namespace is not None else {},
+        )
+
+    def enrolment(self, service: Service | ServiceEntry) -> Enrolment:
+        """Which waypoints a service goes through; looked up anew."""
+        return find_waypoint(self.enrolling(service), self.index, self._mesh_network())
 
     def _is_canonical(self, ref: Ref, host: str, addresses: tuple[str, ...]) -> bool:
         """An entry never stands before a Service of the same hostname or address, in any namespace."""
@@ -318,10 +360,13 @@ class Registry:
         notes: list[Note] = []
         enrolment = Enrolment()
         if source.may_have_waypoint:
-            enrolment = self._enrol(uid, source.owner, source.labels, FOR_WORKLOADS)
+            labels = self._namespace_labels(source.owner.namespace)
+            enrolment = self._enrol(
+                uid, Enrolling(source.owner, source.labels, source.owner.namespace, labels, FOR_WORKLOADS)
+            )
             # What only the namespace asks for is reported there once, not at each workload.
-            if enrolment.note is not None and keys.USE_WAYPOINT in source.labels:
-                notes.append(enrolment.note)
+            if keys.USE_WAYPOINT in source.labels:
+                notes += enrolment.notes
         else:
             self._look(uid, enrolment)
         around = Surroundings(
@@ -401,21 +446,21 @@ class Registry:
 
     # -- shared --
 
-    def _enrol(self, unit: _Unit, ref: Ref, labels: Mapping[str, str], traffic: frozenset[str]) -> Enrolment:
-        enrolling = Enrolling(ref, labels, ref.namespace, self._namespace_labels(ref.namespace), traffic)
-        enrolment = find_waypoint(enrolling, self.index.gateway, self._mesh_network())
+    def _enrol(self, unit: _Unit, enrolling: Enrolling) -> Enrolment:
+        enrolment = find_waypoint(enrolling, self.index, self._mesh_network())
         self._look(unit, enrolment)
         return enrolment
 
     def _look(self, unit: _Unit, enrolment: Enrolment) -> None:
-        before = self._looked.pop(unit, None)
-        if before is not None:
-            self._lookers[before].discard(unit)
-            if not self._lookers[before]:
+        for before in self._looked.pop(unit, ()):
+            held = self._lookers[before]
+            held.discard(unit)
+            if not held:
                 del self._lookers[before]
-        if enrolment.gateway is not None:
-            self._looked[unit] = enrolment.gateway
-            self._lookers.setdefault(enrolment.gateway, set()).add(unit)
+        if enrolment.looked:
+            self._looked[unit] = enrolment.looked
+            for gateway in enrolment.looked:
+                self._lookers.setdefault(gateway, set()).add(unit)
 
     def _namespace_labels(self, name: str) -> Mapping[str, str]:
         namespace = self.index.namespace(name)

@@ -17,6 +17,8 @@ from config.objects import (
     ServiceEntry,
     WorkloadEntry,
 )
+from config.registry.conditions import complaints
+from config.registry.object_index import WAYPOINT_SERVICE
 from config.registry.registry import Registry
 from config.registry.waypoints import FOR_SERVICES, FOR_WORKLOADS, Enrolling, find_waypoint
 
@@ -28,6 +30,7 @@ def review(registry: Registry) -> list[Note]:
         *_shared_addresses(registry),
         *_namespaces(registry),
         *_idle(registry),
+        *complaints(registry),
     ]
     return sorted(set(notes), key=lambda note: (note.ref, note.reason.value, note.text))
 
@@ -63,10 +66,9 @@ def _namespaces(registry: Registry) -> Iterator[Note]:
             continue
         labels = namespace.meta.labels
         if keys.USE_WAYPOINT in labels:
-            enrolling = Enrolling(ref, {}, name, labels, FOR_SERVICES | FOR_WORKLOADS)
-            note = find_waypoint(enrolling, index.gateway, "").note
-            if note is not None:
-                yield note
+            traffic = FOR_SERVICES | FOR_WORKLOADS
+            enrolling = Enrolling(ref, {}, name, labels, traffic, {}, namespace.meta.annotations)
+            yield from find_waypoint(enrolling, index, "").notes
 
 
 def _idle(registry: Registry) -> Iterator[Note]:
@@ -84,6 +86,8 @@ def _idle(registry: Registry) -> Iterator[Note]:
                     yield Note(
                         ref, Reason.SERVICE_NOT_FOUND, f"there is no Service {ref.namespace}/{service}"
                     )
+            case Service() if ref.kind == WAYPOINT_SERVICE:
+                pass
             case Service(selector=selector) | ServiceEntry(selector=selector) if selector:
                 names = [f"{ref.namespace}/{host}" for host in index.hosts_of(value)]
                 if names and not any(name in serving for name in names):

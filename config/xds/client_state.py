@@ -59,6 +59,20 @@ class NodeInfo:
         identifier = f"ztunnel~{address}~{pod}.{namespace}~{namespace}.svc.cluster.local"
         return cls(identifier, {**metadata, **(further or {})})
 
+    @classmethod
+    def of_waypoint(cls, node: str, gateway: str, *, pod: str = "", address: str = "1.1.1.1") -> NodeInfo:
+        """`gateway` is `namespace/name` of the Gateway that the client is a replica of."""
+        namespace, _, name = gateway.partition("/")
+        pod = pod or name
+        metadata: dict[str, object] = {
+            "NAME": pod,
+            "NAMESPACE": namespace,
+            "INSTANCE_IPS": address,
+            "NODE_NAME": node,
+            "GATEWAY": gateway,
+        }
+        return cls(f"waypoint~{address}~{pod}.{namespace}~{namespace}.svc.cluster.local", metadata)
+
     def message(self) -> pb.Node:
         node = pb.Node(id=self.id)
         json_format.ParseDict(dict(self.metadata), node.metadata)

@@ -13,6 +13,7 @@ METHOD: Final = "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAgg
 ADDRESS_TYPE: Final = "type.googleapis.com/istio.workload.Address"
 WORKLOAD_TYPE: Final = "type.googleapis.com/istio.workload.Workload"  # the former name of ADDRESS_TYPE
 AUTHORIZATION_TYPE: Final = "type.googleapis.com/istio.security.Authorization"
+SERVICE_ROUTES_TYPE: Final = "type.googleapis.com/mycelia.waypoint.ServiceRoutes"
 EVERYTHING: Final = "*"
 
 

@@ -24,6 +24,7 @@ from transport.grpc.status import GrpcError, GrpcStatus
 FIRST_REQUEST_S: Final = 30.0
 # A new client asks for its types one after the other: policies shall still go out first.
 ALL_TYPES_S: Final = 0.02
+WAYPOINT_ID: Final = "waypoint~"
 
 log = get_logger("xds")
 
@@ -98,13 +99,6 @@ class XdsServer:
     async def serve_stream(self, stream: ServerStream, context: CallContext) -> None:
         """One call, until the client ends it or the server drains."""
         node = calling_node(self._nodes, context, self._now)
-        client = Client(
-            number=next(self._numbers),
-            node=node,
-            peer=context.peer_address[0],
-            since=self._now(),
-            state=ServerState(self._view, node),
-        )
         request: bytes | None = None
         with trio.move_on_after(FIRST_REQUEST_S) as waiting:
             request = await next_message(stream)
@@ -114,7 +108,14 @@ class XdsServer:
             return
         first = _parse(request)
         require_node(first.node.metadata.fields["NODE_NAME"].string_value, node)
-        client.identifier = first.node.id[:256]
+        client = Client(
+            number=next(self._numbers),
+            node=node,
+            peer=context.peer_address[0],
+            since=self._now(),
+            state=ServerState(self._view, node, self._waypoint(first.node, node)),
+            identifier=first.node.id[:256],
+        )
         self._clients[client.number] = client
         self.totals.streams += 1
         log.info("xds_client_connected", node=node, peer=client.peer, client=client.identifier)
@@ -129,6 +130,18 @@ class XdsServer:
         finally:
             del self._clients[client.number]
             log.info("xds_client_gone", node=node, peer=client.peer)
+
+    def _waypoint(self, client: pb.Node, node: str) -> str:
+        """The waypoint that the client says to be; a node speaks for those that it runs only."""
+        if not client.id.startswith(WAYPOINT_ID):
+            return ""
+        waypoint = client.metadata.fields["GATEWAY"].string_value
+        namespace, _, name = waypoint.partition("/")
+        if not self._view.is_waypoint_on(namespace, name, node):
+            log.warning("waypoint_mismatch", claimed=waypoint[:256], node=node)
+            text = f'no workload of waypoint "{waypoint[:256]}" is on node {node} (metadata GATEWAY)'
+            raise GrpcError(GrpcStatus.PERMISSION_DENIED, text)
+        return waypoint
 
     def _take(self, client: Client, request: pb.DeltaDiscoveryRequest) -> None:
         watch = client.state.watches.get(request.type_url)

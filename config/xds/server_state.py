@@ -6,6 +6,8 @@ Invariants
 * A policy is sent before addresses that may list it, and withdrawn after them: a node proxy denies what
   lists a policy it does not know.
 * The first request of a type is always answered, if need be with nothing.
+* A waypoint is told of its own services' routes only, after the addresses that they lead to; a service that
+  goes to another waypoint is a removal for this one.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
-from config.compile.resource import ADDRESS, AUTHORIZATION, Delta, Resource, TypeUrl
+from config.compile.resource import ADDRESS, AUTHORIZATION, WAYPOINT_TYPES, Delta, Resource, TypeUrl
 from config.errors import TooManySubscriptions
 from config.xds.messages import EVERYTHING
 from proto.envoy import discovery_pb2 as pb
@@ -31,6 +33,7 @@ class ResourceView(Protocol):
     def resources(self) -> Mapping[TypeUrl, Mapping[str, Resource]]: ...
     def find(self, key: str) -> list[Resource]: ...
     def on_node(self, node: str) -> list[Resource]: ...
+    def is_waypoint_on(self, namespace: str, name: str, node: str) -> bool: ...
 
 
 @dataclass(slots=True)
@@ -38,6 +41,7 @@ class Watch:
     """One type of one client."""
 
     is_wildcard: bool
+    is_scoped: bool = False  # to the client's waypoint
     upserts: set[str] = field(default_factory=set)  # names to send
     removed: set[str] = field(default_factory=set)
     must_answer: bool = True
@@ -48,10 +52,10 @@ class Watch:
     acked: int = 0
     nacked: int = 0
     last_nack: str = ""
+    held: set[str] = field(default_factory=set)  # names the client has, unless it has everything
     # On demand only.
     keys: set[str] = field(default_factory=set)
     asked: dict[str, None] = field(default_factory=dict)  # keys without an answer
-    held: set[str] = field(default_factory=set)  # names the client has
     followed: set[str] = field(default_factory=set)  # services whose endpoints it needs
 
     @property
@@ -60,9 +64,11 @@ class Watch:
 
 
 class ServerState:
-    def __init__(self, view: ResourceView, node: str) -> None:
+    def __init__(self, view: ResourceView, node: str, waypoint: str = "") -> None:
+        """`waypoint` is `namespace/name` of the Gateway that the client is a replica of."""
         self._view = view
         self._node = node
+        self._waypoint = waypoint
         self._nonce = 0
         self.watches: dict[str, Watch] = {}
 
@@ -82,13 +88,17 @@ class ServerState:
         if len(self.watches) >= MAX_TYPES:
             raise TooManySubscriptions(f"more than {MAX_TYPES} resource types on one stream")
         asked = set(request.resource_names_subscribe)
-        is_wildcard = (not asked or EVERYTHING in asked) and (
-            EVERYTHING not in request.resource_names_unsubscribe
+        is_scoped = request.type_url in WAYPOINT_TYPES
+        is_wildcard = is_scoped or (
+            (not asked or EVERYTHING in asked) and EVERYTHING not in request.resource_names_unsubscribe
         )
-        watch = Watch(is_wildcard)
+        watch = Watch(is_wildcard, is_scoped)
         self.watches[request.type_url] = watch
         present = self._view.resources.get(TypeUrl(request.type_url), {})
         retained = request.initial_resource_versions
+        if is_scoped:
+            present = {name: each for name, each in present.items() if self._waypoint in each.waypoints}
+            watch.held = set(retained)
         if is_wildcard:
             watch.upserts = {
                 name for name, resource in present.items() if retained.get(name) != resource.version
@@ -140,17 +150,25 @@ class ServerState:
         is_news = False
         for resource in delta.upserts:
             watch = self.watches.get(resource.type_url)
-            if watch is not None and (watch.is_wildcard or self._concerns(watch, resource)):
+            if watch is not None and watch.is_scoped and self._waypoint not in resource.waypoints:
+                is_news = self._withdraw(watch, resource.name) or is_news
+            elif watch is not None and (watch.is_wildcard or self._concerns(watch, resource)):
                 watch.upserts.add(resource.name)
                 watch.removed.discard(resource.name)
                 is_news = True
         for type_url, name in delta.removed:
             watch = self.watches.get(type_url)
-            if watch is not None and (watch.is_wildcard or name in watch.held or name in watch.upserts):
-                watch.upserts.discard(name)
-                watch.removed.add(name)
-                is_news = True
+            if watch is not None:
+                is_news = self._withdraw(watch, name) or is_news
         return is_news
+
+    def _withdraw(self, watch: Watch, name: str) -> bool:
+        has_all = watch.is_wildcard and not watch.is_scoped
+        if not (has_all or name in watch.held or name in watch.upserts):
+            return False
+        watch.upserts.discard(name)
+        watch.removed.add(name)
+        return True
 
     def _concerns(self, watch: Watch, resource: Resource) -> bool:
         return (
@@ -167,7 +185,7 @@ class ServerState:
         """What to send now; None if there is nothing, or nothing before the client has answered."""
         policies, addresses = self.watches.get(AUTHORIZATION), self.watches.get(ADDRESS)
         for type_url, watch in self.watches.items():
-            is_known = type_url in (ADDRESS, AUTHORIZATION)
+            is_known = type_url in (ADDRESS, AUTHORIZATION, *WAYPOINT_TYPES)
             if not is_known and watch.must_answer:
                 return self._respond(type_url, watch, system_version, with_removals=True)
         if policies is not None and not policies.in_flight:
@@ -180,6 +198,12 @@ class ServerState:
             is_policy_missing = policies is not None and policies.upserts
             if not is_policy_missing:
                 return self._respond(ADDRESS, addresses, system_version, with_removals=True)
+        if addresses is not None and (addresses.upserts or addresses.must_answer):
+            return None  # routes lead to addresses
+        for type_url in WAYPOINT_TYPES:
+            routes = self.watches.get(type_url)
+            if routes is not None and routes.has_news and not routes.in_flight:
+                return self._respond(type_url, routes, system_version, with_removals=True)
         return None
 
     def _respond(
@@ -193,6 +217,8 @@ class ServerState:
             present = self._view.resources.get(TypeUrl(type_url), {})
             response.resources.extend(_encode(present[name]) for name in sorted(watch.upserts))
             removed = watch.removed if with_removals else set()
+            if watch.is_scoped:
+                watch.held = (watch.held | watch.upserts) - removed
         else:
             removed = self._on_demand(watch, response)
         response.removed_resources.extend(sorted(removed))

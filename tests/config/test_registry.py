@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from config.compile.resource import ADDRESS, AUTHORIZATION, Delta, Resource, version_of
+from config.compile.resource import ADDRESS, AUTHORIZATION, SERVICE_ROUTES, Delta, Resource, version_of
 from config.objects import (
     AllowedFrom,
     AuthorizationPolicy,
@@ -15,7 +15,12 @@ from config.objects import (
     EndpointSlice,
     EntryPort,
     Gateway,
+    GatewayClass,
+    GrpcRoute,
+    HttpRoute,
     Kind,
+    LabelExpression,
+    LabelOperator,
     Locality,
     MeshObject,
     Meta,
@@ -33,12 +38,28 @@ from config.objects import (
     ServicePort,
     SliceEndpoint,
     TargetRef,
+    TcpRoute,
+    TlsRoute,
     TrafficScope,
     WorkloadEntry,
 )
+from config.registry.conditions import conditions
 from config.registry.registry import Registry
 from config.registry.review import review
 from config.registry.virtual_addresses import VirtualAddresses
+from config.routing_rules import (
+    BackendRef,
+    Filters,
+    GrpcMatch,
+    GrpcRule,
+    HttpMatch,
+    HttpRule,
+    Mirror,
+    ParentRef,
+    PathKind,
+    PathMatch,
+    StreamRule,
+)
 from config.settings import MeshSettings
 from proto.istio import workload_pb2 as pb
 from tests.config.support import Mesh, entry, istio, namespace, pod, service
@@ -57,6 +78,8 @@ label_maps: st.SearchStrategy[dict[str, str]] = st.fixed_dictionaries(
         "tier": st.just("x"),
         "istio.io/use-waypoint": st.sampled_from(["a", "b", "none"]),
         "istio.io/use-waypoint-namespace": st.just("shop"),
+        "istio.io/use-waypoint-canary": st.sampled_from(["a", "b"]),
+        "gateway.networking.k8s.io/gateway-name": st.sampled_from(["a", "a", "b"]),
         "topology.istio.io/network": st.sampled_from(["n1", "n2"]),
         "istio.io/waypoint-for": st.sampled_from(["service", "workload", "all"]),
     },
@@ -70,7 +93,13 @@ hosts = st.lists(
     max_size=2,
     unique=True,
 )
-annotation_maps = st.sampled_from([{}, {"networking.istio.io/traffic-distribution": "PreferClose"}])
+annotation_maps = st.sampled_from(
+    [
+        {},
+        {"networking.istio.io/traffic-distribution": "PreferClose"},
+        {"istio.io/use-waypoint-canary-weight": "10"},
+    ]
+)
 
 
 @st.composite
@@ -110,6 +139,36 @@ slice_endpoints = st.builds(
     pod_uid=st.sampled_from(["", "u1"]),
 )
 modes = st.sampled_from(list(MtlsMode))
+
+parents = st.lists(
+    st.builds(
+        ParentRef,
+        group=st.just(""),
+        kind=st.just("Service"),
+        namespace=spaces,
+        name=names,
+        port=st.sampled_from([0, 80]),
+    )
+    | st.builds(
+        ParentRef,
+        group=st.just("networking.istio.io"),
+        kind=st.just("ServiceEntry"),
+        namespace=spaces,
+        name=names,
+    ),
+    min_size=1,
+    max_size=2,
+).map(tuple)
+backend_refs = st.builds(
+    BackendRef, group=st.just(""), kind=st.just("Service"), namespace=spaces, name=names, port=st.just(80)
+) | st.builds(
+    BackendRef,
+    group=st.just("networking.istio.io"),
+    kind=st.just("Hostname"),
+    namespace=spaces,
+    name=st.sampled_from(["a.shop.svc.cluster.local", "x.example"]),
+    port=st.sampled_from([0, 80]),
+)
 
 mesh_objects: st.SearchStrategy[MeshObject] = st.one_of(
     st.builds(Namespace, metas(Kind.NAMESPACE, is_namespaced=False)),
@@ -181,6 +240,54 @@ mesh_objects: st.SearchStrategy[MeshObject] = st.one_of(
         addresses=st.sampled_from([(), ("10.3.0.1",)]),
         allowed_from=st.sampled_from(list(AllowedFrom)),
         allowed_labels=selectors,
+        allowed_expressions=st.sampled_from([(), (LabelExpression("app", LabelOperator.EXISTS),)]),
+    ),
+    st.builds(
+        GatewayClass,
+        st.builds(Meta, st.just(Ref("GatewayClass", "", "istio-waypoint")), labels=label_maps),
+        controller=st.just("istio.io/mesh-controller"),
+    ),
+    st.builds(
+        HttpRoute,
+        metas(Kind.HTTP_ROUTE),
+        parents=parents,
+        rules=st.lists(
+            st.builds(
+                HttpRule,
+                matches=st.sampled_from(
+                    [(HttpMatch(),), (HttpMatch(PathMatch(PathKind.EXACT, "/x")), HttpMatch(method="GET"))]
+                ),
+                filters=st.builds(
+                    Filters,
+                    mirrors=st.lists(st.builds(Mirror, backend_refs), max_size=1).map(tuple),
+                    unsupported=st.sampled_from([(), (), ("ExtensionRef",)]),
+                ),
+                backends=st.lists(backend_refs, max_size=2).map(tuple),
+            ),
+            min_size=1,
+            max_size=2,
+        ).map(tuple),
+    ),
+    st.builds(
+        GrpcRoute,
+        metas(Kind.GRPC_ROUTE),
+        parents=parents,
+        rules=st.builds(
+            GrpcRule, matches=st.just((GrpcMatch(),)), backends=st.lists(backend_refs, max_size=1).map(tuple)
+        ).map(lambda rule: (rule,)),
+    ),
+    st.builds(
+        TcpRoute,
+        metas(Kind.TCP_ROUTE),
+        parents=parents,
+        rules=st.builds(StreamRule, backends=backend_refs.map(lambda ref: (ref,))).map(lambda rule: (rule,)),
+    ),
+    st.builds(
+        TlsRoute,
+        metas(Kind.TLS_ROUTE),
+        parents=parents,
+        hostnames=st.sampled_from([(), ("a.shop.svc.cluster.local",)]),
+        rules=st.builds(StreamRule, backends=backend_refs.map(lambda ref: (ref,))).map(lambda rule: (rule,)),
     ),
 )
 captures = st.sets(st.tuples(spaces, names), max_size=3)
@@ -195,7 +302,7 @@ class Client:
     """What a node proxy holds after the deltas it was sent."""
 
     def __init__(self) -> None:
-        self.held: dict[str, dict[str, Resource]] = {ADDRESS: {}, AUTHORIZATION: {}}
+        self.held: dict[str, dict[str, Resource]] = {ADDRESS: {}, AUTHORIZATION: {}, SERVICE_ROUTES: {}}
 
     def take(self, delta: Delta) -> None:
         for resource in delta.upserts:
@@ -237,6 +344,7 @@ def test_any_sequence_of_changes_ends_where_the_final_objects_alone_lead(
     assert registry.resources == fresh.resources
     assert client.held == registry.resources
     assert review(registry) == review(fresh)
+    assert conditions(registry) == conditions(fresh)
     for type_url, held in registry.resources.items():
         assert all(each.version == version_of(each.payload) for each in held.values()), type_url
     for name, resource in registry.resources[ADDRESS].items():

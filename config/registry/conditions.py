@@ -1,0 +1,217 @@
+"""Status conditions of services, Gateways and routes (config-api 5.1, 5.4, 7). Worked out when somebody asks,
+never on a change. Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from config.kinds.gateway import WAYPOINT_CLASS
+from config.notes import Condition, Note, Reason
+from config.objects import (
+    Gateway,
+    GatewayClass,
+    GrpcRoute,
+    HttpRoute,
+    Ref,
+    Route,
+    Service,
+    ServiceEntry,
+    TcpRoute,
+    TlsRoute,
+)
+from config.registry.attachment import attach, ports_of, routes_on, speaks_of, unresolved
+from config.registry.object_index import WAYPOINT_SERVICE
+from config.registry.registry import Registry
+from config.registry.route_index import backends_of, parent_key
+from config.registry.waypoints import CLASS_REF, Enrolment
+from config.routing_rules import ParentRef
+
+WAYPOINT_BOUND = "istio.io/WaypointBound"
+
+
+def conditions(registry: Registry) -> list[Condition]:
+    """By object, in the order in which its parents are written."""
+    found: list[Condition] = []
+    for ref in sorted(registry.index.objects):
+        match registry.index.objects[ref]:
+            case Service() | ServiceEntry() as service if ref.kind != WAYPOINT_SERVICE:
+                found += _of_service(registry, service)
+            case Gateway() as gateway if gateway.class_name == WAYPOINT_CLASS:
+                found += _of_gateway(registry, gateway)
+            case GatewayClass() if ref == CLASS_REF:
+                text = "this mesh runs Gateways of this class"
+                found.append(Condition(ref, "Accepted", is_true=True, reason=Reason.ACCEPTED, message=text))
+            case HttpRoute() | GrpcRoute() | TcpRoute() | TlsRoute() as route:
+                found += _of_route(registry, route)
+            case _:
+                pass
+    return found
+
+
+def complaints(registry: Registry) -> Iterator[Note]:
+    """What conditions of routes and Gateways say against them, as notes."""
+    for each in conditions(registry):
+        is_bad = not each.is_true or each.type == "PartiallyInvalid"
+        if is_bad and each.type != WAYPOINT_BOUND:
+            where = f"parent {each.parent}: " if each.parent else ""
+            yield Note(each.ref, each.reason, f"{where}{each.message}")
+
+
+# ---- services and Gateways ----
+
+
+def _of_service(registry: Registry, service: Service | ServiceEntry) -> Iterator[Condition]:
+    ref, enrolment = service.meta.ref, registry.enrolment(service)
+    if enrolment.bound:
+        text = bound_text(registry, enrolment)
+        yield Condition(ref, WAYPOINT_BOUND, is_true=True, reason=Reason.WAYPOINT_ACCEPTED, message=text)
+    elif enrolment.notes:
+        note = enrolment.notes[0]
+        yield Condition(ref, WAYPOINT_BOUND, is_true=False, reason=note.reason, message=note.text)
+
+
+def bound_text(registry: Registry, enrolment: Enrolment) -> str:
+    """Names the waypoints that serve something, and what is wrong with them."""
+    primary = enrolment.bound[0]
+    parts = [f"bound to waypoint {primary.namespace}/{primary.name}"]
+    if enrolment.weighted:
+        canary, weight = enrolment.bound[1], enrolment.weighted[1][1]
+        parts.append(f"{weight} % of new connections go to canary {canary.namespace}/{canary.name}")
+    parts += [note.text for note in enrolment.notes]
+    for each in enrolment.bound:
+        replicas = registry.index.replicas(each)
+        name = f"{each.namespace}/{each.name}"
+        if not replicas.known:
+            parts.append(f"{name} has an address by its status, but none of its workloads is known here")
+        elif not replicas.ready:
+            parts.append(f"no workload of {name} is ready: what goes to it fails")
+    return "; ".join(parts)
+
+
+def _of_gateway(registry: Registry, gateway: Gateway) -> Iterator[Condition]:
+    ref = gateway.meta.ref
+    text = "one HBONE listener on port 15008"
+    yield Condition(ref, "Accepted", is_true=True, reason=Reason.ACCEPTED, message=text)
+    replicas = registry.index.replicas(ref)
+    is_elsewhere = bool(gateway.hostname or gateway.addresses) and not replicas.known
+    if replicas.ready:
+        text = f"{replicas.ready} of {replicas.known} workloads are ready"
+    elif is_elsewhere:
+        text = "its status names an address; none of its workloads is known here"
+    elif replicas.known:
+        text = f"none of its {replicas.known} workloads is ready"
+    else:
+        text = f"no workload has the label gateway.networking.k8s.io/gateway-name={ref.name}"
+    is_up = bool(replicas.ready) or is_elsewhere
+    reason = Reason.PROGRAMMED if is_up else Reason.ADDRESS_NOT_ASSIGNED
+    yield Condition(ref, "Programmed", is_true=is_up, reason=reason, message=text)
+
+
+# ---- routes ----
+
+
+def _of_route(registry: Registry, route: Route) -> Iterator[Condition]:
+    if not route.parents:
+        text = "has no parentRefs: it is attached to nothing"
+        yield Condition(route.meta.ref, "Accepted", is_true=False, reason=Reason.NO_PARENT, message=text)
+    for parent in route.parents:
+        for type_, is_true, reason, message in _at_parent(registry, route, parent):
+            yield Condition(route.meta.ref, type_, is_true, reason, message, str(parent))
+
+
+_Verdict = tuple[str, bool, Reason, str]
+
+
+def _at_parent(registry: Registry, route: Route, parent: ParentRef) -> Iterator[_Verdict]:
+    key = parent_key(parent)
+    service = registry.index.service(key) if key is not None else None
+    if key is None or service is None:
+        yield "Accepted", False, Reason.NO_PARENT, _why_no_parent(key, parent)
+    else:
+        enrolment = registry.enrolment(service)
+        reason, text = _acceptance(registry, route, service, parent, enrolment)
+        yield "Accepted", reason is Reason.ACCEPTED, reason, text
+        yield from _partial(route)
+        yield _waypoints(key, enrolment)
+    problems = list(unresolved(registry.index, backends_of(route)))
+    if problems:
+        texts = dict.fromkeys(each.target.problem for each in problems)
+        yield "ResolvedRefs", False, problems[0].reason, "; ".join(texts)
+    else:
+        yield "ResolvedRefs", True, Reason.RESOLVED_REFS, "all backends are there"
+
+
+def _why_no_parent(key: Ref | None, parent: ParentRef) -> str:
+    if key is not None:
+        return f"there is no {key}"
+    return (
+        f'kind "{parent.kind}" of group "{parent.group}" takes no routes in this mesh; '
+        'allowed: group "" kind Service, group networking.istio.io kind ServiceEntry'
+    )
+
+
+def _acceptance(
+    registry: Registry,
+    route: Route,
+    service: Service | ServiceEntry,
+    parent: ParentRef,
+    enrolment: Enrolment,
+) -> tuple[Reason, str]:
+    key = service.meta.ref
+    ports = [port for port in ports_of(service) if speaks_of(parent, key, port)]
+    if not ports:
+        return Reason.NO_PARENT, f"{key} has no such port"
+    namespaces = {each.namespace for each in enrolment.bound}
+    if route.meta.namespace not in {key.namespace, *namespaces}:
+        text = "a route counts in the namespace of the service or of its waypoint only"
+        return Reason.UNSUPPORTED_VALUE, text
+    refused = sorted(_unsupported_rules(route))
+    if refused and len(refused) == len(route.rules):
+        return Reason.UNSUPPORTED_VALUE, _refused_text(route, refused)
+    routes = routes_on(registry.index, key, namespaces)
+    lost: dict[int, tuple[Reason, str]] = {}
+    won: set[int] = set()
+    for host in registry.index.hosts_of(service):
+        refusals = {
+            each.port: (each.reason, each.text)
+            for each in attach(key, ports, host, routes).refusals
+            if each.route == route.meta.ref
+        }
+        lost |= refusals
+        won |= {port.number for port in ports} - refusals.keys()
+    if won:
+        but = "".join(f"; not on port {port}: {text}" for port, (_, text) in lost.items() if port not in won)
+        return Reason.ACCEPTED, f"attached to port {', '.join(map(str, sorted(won)))}{but}"
+    if lost:
+        return next(iter(lost.values()))
+    return Reason.NO_PARENT, f"{key} has no part in the mesh"
+
+
+def _unsupported_rules(route: Route) -> list[int]:
+    if not isinstance(route, HttpRoute | GrpcRoute):
+        return []
+    filters = [rule.filters.unsupported for rule in route.rules]
+    return [index for index, unsupported in enumerate(filters) if unsupported]
+
+
+def _refused_text(route: Route, indexes: list[int]) -> str:
+    assert isinstance(route, HttpRoute | GrpcRoute)
+    filters = [rule.filters.unsupported for rule in route.rules]
+    texts = [f"rules[{index}]: filter {', '.join(filters[index])} is not supported" for index in indexes]
+    return f"{'; '.join(texts)}; requests that match get 500"
+
+
+def _partial(route: Route) -> Iterator[_Verdict]:
+    refused = _unsupported_rules(route)
+    if refused and len(refused) < len(route.rules):
+        yield "PartiallyInvalid", True, Reason.UNSUPPORTED_VALUE, _refused_text(route, refused)
+
+
+def _waypoints(key: Ref, enrolment: Enrolment) -> _Verdict:
+    if enrolment.bound:
+        names = ", ".join(f"{each.namespace}/{each.name}" for each in enrolment.bound)
+        return "ResolvedWaypoints", True, Reason.RESOLVED, f"{key} goes through waypoint {names}"
+    why = f" ({enrolment.notes[0].text})" if enrolment.notes else ""
+    text = f"{key} goes through no waypoint{why}: nothing applies the route"
+    return "ResolvedWaypoints", False, Reason.WAYPOINT_NOT_READY, text
