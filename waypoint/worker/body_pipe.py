@@ -97,6 +97,8 @@ class BodyPipe:
             sink.send_data(self._sink_id, piece, False)
             self._source.consumed(self._source_id, room)
         self._hold(data[room:], flow_bytes - room)
+        if room:
+            self.pump()  # only a room of 0 enrols for more
 
     def _hold(self, data: memoryview, flow_bytes: int) -> None:
         size = len(data)
