@@ -382,7 +382,8 @@ def _port_table(key: str, message: pb.PortRoutes) -> PortTable:
         try:
             rule = http_rule(rule_message)
             matches: Sequence[pb.HttpMatch] = rule_message.matches or (pb.HttpMatch(),)
-            entries.extend(_entry(len(entries) + place, rule, match) for place, match in enumerate(matches))
+            first = len(entries)
+            entries.extend(_entry(first + place, rule, match) for place, match in enumerate(matches))
         except RoutesRejected as error:
             raise RoutesRejected(
                 f"{key}: {rule_message.name}: {error.text}", next_step=error.next_step
