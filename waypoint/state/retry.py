@@ -65,21 +65,6 @@ _GRPC_CONDITIONS: Final = {
     1: "cancelled", 4: "deadline-exceeded", 8: "resource-exhausted", 13: "internal", 14: "unavailable"
 }  # fmt: skip
 
-CONDITIONS: Final = frozenset(
-    {
-        "connect-failure",
-        "refused-stream",
-        "reset",
-        "reset-before-request",
-        "5xx",
-        "gateway-error",
-        "retriable-4xx",
-        "retriable-status-codes",
-        "envoy-ratelimited",
-        *_GRPC_CONDITIONS.values(),
-    }
-)
-
 # Istio's default for a policy that counts attempts but names no conditions of its own is not safe for every
 # method ("cancelled", "unavailable" may follow processing); ours is the rule in the module's head.
 DEFAULT_POLICY: Final = RetryPolicy(attempts=DEFAULT_ATTEMPTS)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import TypeAlias
 
@@ -35,6 +35,27 @@ _FRAMING = frozenset(
     }
 )
 
+# Envoy's names; what each means is retry.py's. HTTP/3 is not spoken, so its condition never holds.
+RETRY_CONDITIONS = frozenset(
+    {
+        "5xx",
+        "cancelled",
+        "connect-failure",
+        "deadline-exceeded",
+        "envoy-ratelimited",
+        "gateway-error",
+        "http3-post-connect-failure",
+        "internal",
+        "refused-stream",
+        "reset",
+        "reset-before-request",
+        "resource-exhausted",
+        "retriable-4xx",
+        "retriable-status-codes",
+        "unavailable",
+    }
+)
+
 
 @dataclass(frozen=True, slots=True)
 class HeaderChanges:
@@ -43,11 +64,10 @@ class HeaderChanges:
     set: tuple[Header, ...] = ()
     add: tuple[Header, ...] = ()
     remove: frozenset[bytes] = frozenset()
+    replaced: frozenset[bytes] = field(init=False)  # names whose present lines go
 
-    @property
-    def replaced(self) -> frozenset[bytes]:
-        """Names whose present lines go."""
-        return self.remove.union(name for name, _ in self.set)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "replaced", self.remove.union(name for name, _ in self.set))
 
 
 @dataclass(frozen=True, slots=True)
@@ -370,9 +390,12 @@ def _fault(message: pb.Fault) -> Fault:
 
 def _retries(message: pb.RetryPolicy) -> RetryPolicy:
     has_per_try = message.HasField("per_try_timeout")
+    on = frozenset(name.strip().lower() for name in message.on if name.strip())
+    if unknown := on - RETRY_CONDITIONS:
+        raise RoutesRejected(f"retries on {', '.join(sorted(unknown))} are not supported")
     return RetryPolicy(
         attempts=message.attempts,
-        on=frozenset(name.strip().lower() for name in message.on if name.strip()),
+        on=on,
         statuses=frozenset(message.statuses),
         per_try_timeout_s=_positive(seconds(message.per_try_timeout)) if has_per_try else None,
         backoff_s=(seconds(message.backoff) if message.HasField("backoff") else 0.0) or 0.025,

@@ -21,7 +21,7 @@ from waypoint.state.retry import (
     judge,
     may_hold_body,
 )
-from waypoint.state.rules import RetryPolicy
+from waypoint.state.rules import RETRY_CONDITIONS, RetryPolicy
 
 
 def answered(status: int, grpc_status: int | None = None, *, limited: bool = False) -> Outcome:
@@ -60,6 +60,7 @@ TABLE = {
     "resource-exhausted": [answered(200, 8)],
     "internal": [answered(200, 13)],
     "unavailable": [answered(200, 14)],
+    "http3-post-connect-failure": [],
 }
 OUTCOMES = [
     CONNECT, REFUSED, GOAWAY, BEFORE, RESET, TRY, OVERFLOW,
@@ -67,6 +68,10 @@ OUTCOMES = [
     *(answered(200, status) for status in (0, 1, 2, 4, 8, 13, 14)),
     answered(429, limited=True),
 ]  # fmt: skip
+
+
+def test_the_table_has_every_condition() -> None:
+    assert set(TABLE) == RETRY_CONDITIONS
 
 
 @pytest.mark.parametrize("outcome", OUTCOMES, ids=str)

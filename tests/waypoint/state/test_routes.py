@@ -196,6 +196,10 @@ def test_without_rules_requests_go_to_the_service_itself() -> None:
         ),
         (rule(request_headers=pb.HeaderChanges(remove=["Host"])), "removed"),
         (rule(request_headers=pb.HeaderChanges(remove=["a b"])), "no header name"),
+        (
+            rule(retries=pb.RetryPolicy(attempts=1, on=["5xx", "retriable-headers"])),
+            "retriable-headers are not",
+        ),
         (rule(fault=pb.Fault(abort_share=pb.Fraction(numerator=1))), "without a status"),
     ],
 )
