@@ -14,7 +14,6 @@ class Reason(enum.Enum):
     WAYPOINT_NOT_READY = "WaypointIsNotReady"
     WAYPOINT_TRAFFIC_TYPE = "UnsupportedTrafficType"
     WAYPOINT_DENIED = "AttachmentDenied"
-    WAYPOINT_FORBIDDEN = "CrossNamespaceWaypointForbidden"
     CANARY_SAME = "CanarySameAsPrimary"
     CANARY_WEIGHT = "CanaryInvalidWeight"
     CANARY_NOT_READY = "CanaryIsNotReady"

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from textwrap import dedent
 
-from config.compile.resource import ADDRESS, AUTHORIZATION, Delta
+from config.compile.resource import ADDRESS, AUTHORIZATION, SERVICE_ROUTES, Delta
 from config.findings import Severity
 from config.objects import MeshObject, Ref
+from config.registry.conditions import conditions
 from config.registry.registry import Registry
 from config.settings import MeshSettings
 from config.source.manifest_set import FileReading, read_file
 from proto.istio import authorization_pb2, workload_pb2
+from proto.mycelia import waypoint_pb2
 
 CLUSTER = "Kubernetes"
 
@@ -82,6 +84,23 @@ class Mesh:
     def policies(self) -> list[str]:
         return sorted(self.registry.resources[AUTHORIZATION])
 
+    def routes(self, name: str) -> waypoint_pb2.ServiceRoutes:
+        """By resource name `<namespace>/<hostname>`."""
+        return waypoint_pb2.ServiceRoutes.FromString(self.registry.resources[SERVICE_ROUTES][name].payload)
+
+    def http_rules(self, name: str = "shop/web.shop.svc.cluster.local") -> list[waypoint_pb2.HttpRule]:
+        """Of the only port."""
+        (port,) = self.routes(name).ports
+        return list(port.http_rules)
+
+    def conditions(self, kind: str, name: str, type_: str = "") -> list[str]:
+        """`<type>=<status> <reason>: <message>` of an object of any namespace."""
+        return [
+            f"{each.type}={each.is_true} {each.reason.value}: {each.message}"
+            for each in conditions(self.registry)
+            if (each.ref.kind, each.ref.name) == (kind, name) and type_ in ("", each.type)
+        ]
+
     def notes(self) -> list[str]:
         return [f"{note.ref}: {note.reason.value}: {note.text}" for note in self.registry.notes()]
 
@@ -146,10 +165,33 @@ def istio(
         "PeerAuthentication": "security.istio.io",
         "ServiceEntry": "networking.istio.io",
         "WorkloadEntry": "networking.istio.io",
-        "Gateway": "gateway.networking.k8s.io",
+        **dict.fromkeys(
+            ["Gateway", "HTTPRoute", "GRPCRoute", "TCPRoute", "TLSRoute"], "gateway.networking.k8s.io"
+        ),
     }.get(kind, "networking.istio.io")
     more = f", {metadata}" if metadata else ""
     return (
         f"apiVersion: {group}/v1\nkind: {kind}\n"
         f"metadata: {{name: {name}, namespace: {space}{more}}}\nspec: {spec}\n"
     )
+
+
+def waypoint(name: str = "wp", *, space: str = "shop", labels: str = "", allowed: str = "") -> str:
+    """A Gateway as it is written by hand, without status."""
+    routes = f", allowedRoutes: {{namespaces: {{{allowed}}}}}" if allowed else ""
+    listener = f"{{name: mesh, port: 15008, protocol: HBONE{routes}}}"
+    spec = f"{{gatewayClassName: istio-waypoint, listeners: [{listener}]}}"
+    return istio("Gateway", name, spec, space=space, metadata=f"labels: {{{labels}}}")
+
+
+def replica(
+    name: str = "wp-0", of: str = "wp", *, ip: str = "10.9.0.1", space: str = "shop", is_ready: bool = True
+) -> str:
+    """A workload of a waypoint."""
+    labels = f"gateway.networking.k8s.io/gateway-name: {of}, mycelia.io/node: n1"
+    text = entry(name, ip=ip, labels=labels, space=space)
+    return text if is_ready else f"{text}status: {{conditions: [{{type: Healthy, status: 'False'}}]}}\n"
+
+
+def parent(name: str = "web", more: str = "") -> str:
+    return f"parentRefs: [{{group: '', kind: Service, name: {name}{', ' + more if more else ''}}}]"

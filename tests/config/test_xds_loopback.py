@@ -11,12 +11,13 @@ import trio
 import trio.testing
 
 from ca.errors import NodeTokenRejected
-from config.compile.resource import ADDRESS, AUTHORIZATION
+from config.compile.resource import ADDRESS, AUTHORIZATION, SERVICE_ROUTES
 from config.xds.client import DeltaXdsClient, NodeInfo
 from config.xds.messages import METHOD
 from config.xds.server import XdsServer
 from proto.envoy import discovery_pb2 as pb
-from tests.config.support import Mesh, entry, istio
+from tests.config.support import Mesh, entry, istio, replica, waypoint
+from tests.config.support import service as istio_service
 from transport.grpc.channel import ChannelSettings, open_channel
 from transport.grpc.metadata import Metadata
 from transport.grpc.server import GrpcServer
@@ -272,6 +273,36 @@ async def test_a_client_must_be_the_node_of_its_token(token: str, node: str, sta
                 await call.receive()
         assert caught.value.status is status
         assert list(service.xds.clients) == []
+
+
+@pytest.mark.parametrize(("node", "gateway"), [("n2", "shop/wp"), ("n1", "shop/other"), ("n1", "")])
+async def test_a_node_speaks_for_the_waypoints_that_it_runs_only(node: str, gateway: str) -> None:
+    async with serving(waypoint(), replica()) as (service, _):
+        metadata = [("authorization", f"Bearer token-of-{node}")]
+        async with (
+            open_channel(service.settings) as channel,
+            channel.stream(METHOD, metadata=metadata) as call,
+        ):
+            info = NodeInfo.of_waypoint(node, gateway)
+            await call.send(
+                pb.DeltaDiscoveryRequest(node=info.message(), type_url=ADDRESS).SerializeToString()
+            )
+            with pytest.raises(GrpcError) as caught:
+                await call.receive()
+        assert caught.value.status is GrpcStatus.PERMISSION_DENIED
+        assert f'no workload of waypoint "{gateway}" is on node {node}' in caught.value.message
+
+
+async def test_a_waypoint_gets_the_routes_of_its_services() -> None:
+    web = istio_service("web", "ports: [{port: 80}]", labels="istio.io/use-waypoint: wp")
+    async with serving(waypoint(), replica(), web) as (service, nursery):
+        handler = Handler()
+        handler.held[SERVICE_ROUTES] = {}
+        info = NodeInfo.of_waypoint("n1", "shop/wp")
+        client = DeltaXdsClient(service.settings, info, "token-of-n1", (*TYPES, SERVICE_ROUTES), handler)
+        nursery.start_soon(client.run)
+        await synced(client)
+        assert set(handler.held[SERVICE_ROUTES]) == {"shop/web.shop.svc.cluster.local"}
 
 
 async def test_a_message_that_is_no_request_ends_that_stream_only() -> None:

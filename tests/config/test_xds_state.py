@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 
 import pytest
 
-from config.compile.resource import ADDRESS, AUTHORIZATION, Delta
+from config.compile.resource import ADDRESS, AUTHORIZATION, SERVICE_ROUTES, Delta
 from config.errors import TooManySubscriptions
 from config.settings import MeshSettings
 from config.xds import server_state
 from config.xds.client_state import ClientState, NodeInfo
 from config.xds.server_state import ServerState
 from proto.envoy import discovery_pb2 as pb
-from tests.config.support import Mesh, entry, istio, service
+from tests.config.support import Mesh, entry, istio, replica, service, waypoint
 
 TYPES = (ADDRESS, AUTHORIZATION)
 WEB = "Kubernetes/networking.istio.io/WorkloadEntry/shop/web"
@@ -356,3 +356,79 @@ def test_on_demand_keys_can_be_given_up() -> None:
     pair.server.request(pb.DeltaDiscoveryRequest(type_url=ADDRESS, resource_names_unsubscribe=[DB]))
     pair.change(pair.mesh.apply(entry("db", ip="10.0.0.22", labels="app: db")))
     assert pair.settle() == []
+
+
+# ---- waypoints ----
+
+USES_WP = "istio.io/use-waypoint: wp"
+
+
+def bound(name: str, labels: str = USES_WP) -> str:
+    return service(name, "ports: [{port: 80}]", labels=labels)
+
+
+class Waypoint(Pair):
+    """A replica of shop/wp."""
+
+    def reconnect(self) -> None:
+        types = (ADDRESS, AUTHORIZATION, SERVICE_ROUTES)
+        info = NodeInfo.of_waypoint("n1", "shop/wp")
+        known = self.client.known if hasattr(self, "server") else {}
+        self.client = ClientState(info, types, self.handler, known=known)
+        self.server = ServerState(self.mesh.registry, self.node, "shop/wp")
+        for request in self.client.opening():
+            self.server.request(request)
+
+    def told(self) -> list[tuple[list[str], list[str]]]:
+        """What it hears of routes now, as short service names: (sent, removed)."""
+        return [
+            (
+                [name.partition(".")[0] for name in names(each)],
+                [name.partition(".")[0] for name in each.removed_resources],
+            )
+            for each in self.settle()
+            if each.type_url == SERVICE_ROUTES
+        ]
+
+
+def with_waypoints(*texts: str) -> Waypoint:
+    others = (waypoint("b"), replica("b-0", "b", ip="10.9.0.2"))
+    return Waypoint(Mesh(waypoint(), replica(), *others, *texts))
+
+
+def test_a_waypoint_hears_of_its_own_services_after_addresses() -> None:
+    pair = with_waypoints(bound("web"), bound("db", "istio.io/use-waypoint: b"), bound("free", ""))
+    responses = pair.settle()
+    assert [each.type_url for each in responses] == [AUTHORIZATION, ADDRESS, SERVICE_ROUTES]
+    assert names(responses[2]) == ["shop/web.shop.svc.cluster.local"]
+    assert not responses[2].resources[0].aliases
+
+
+def test_a_service_that_goes_to_another_waypoint_is_a_removal_for_this_one() -> None:
+    pair = with_waypoints(bound("web"), bound("db", "istio.io/use-waypoint: b"))
+    pair.settle()
+    pair.change(pair.mesh.apply(bound("web", "istio.io/use-waypoint: b")))
+    assert pair.told() == [([], ["shop/web"])]
+    pair.change(pair.mesh.apply(bound("db")))
+    assert pair.told() == [(["shop/db"], [])]
+    pair.change(pair.mesh.apply(bound("web", "")))
+    assert pair.told() == []
+    pair.change(pair.mesh.remove("Service", "shop", "db"))
+    assert pair.told() == [([], ["shop/db"])]
+
+
+def test_a_waypoint_that_comes_back_hears_what_changed_only() -> None:
+    pair = with_waypoints(bound("web"), bound("db"), bound("old"))
+    pair.settle()
+    pair.mesh.apply(bound("db", "istio.io/use-waypoint: b"))
+    pair.mesh.apply(service("old", "ports: [{port: 81}]", labels=USES_WP))
+    pair.reconnect()
+    assert pair.told() == [(["shop/old"], ["shop/db"])]
+
+
+def test_a_node_proxy_is_told_no_routes() -> None:
+    server = ServerState(Mesh(waypoint(), replica(), bound("web")).registry, "n1")
+    server.request(pb.DeltaDiscoveryRequest(type_url=SERVICE_ROUTES))
+    response = server.next_response("1")
+    assert response is not None
+    assert names(response) == []
