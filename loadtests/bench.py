@@ -162,9 +162,9 @@ class Bench:
         ]
 
     async def run(self) -> Results:
-        pairs = {name: topology.build_pair(name, number) for number, name in enumerate(("plain", "mesh"))}
+        pairs = {name: topology.build_pair(name, number) for number, name in enumerate(ALL)}
         wish = topology.set_congestion_control(list(pairs.values()))
-        found = topology.check_congestion_control(pairs["plain"])
+        found = topology.check_congestion_control(pairs["direct"])
         envoy = envoy_binary() if "envoy" in self.names else None
         results = Results(machine(f"{found}, asked for {wish}", self.options.workers, envoy))
         credentials = certificates.make(self.directory)
@@ -176,7 +176,7 @@ class Bench:
                 for contestant in contestants[1:] if self.names[0] == "direct" else contestants:
                     await self._measure_memory(contestant, results)
                 if "mycelia" in self.names:
-                    await self._weigh_ztunnel(pairs["mesh"], credentials, results)
+                    await self._weigh_ztunnel(pairs["mycelia"], credentials, results)
             running = {}
             for contestant in contestants:
                 running[contestant.name] = await stack.enter_async_context(contestant.running())
@@ -193,11 +193,11 @@ class Bench:
         made: list[Contestant] = []
         for name in self.names:
             if name == "direct":
-                made.append(Direct(pairs["plain"]))
+                made.append(Direct(pairs["direct"]))
             elif name == "mycelia":
                 made.append(
                     MyceliaPair(
-                        pairs["mesh"],
+                        pairs["mycelia"],
                         credentials,
                         self.directory,
                         workers=self.options.workers,
@@ -206,7 +206,7 @@ class Bench:
                 )
             elif envoy is not None:
                 made.append(
-                    EnvoyPair(pairs["plain"], credentials, self.directory, envoy, self.options.workers)
+                    EnvoyPair(pairs["envoy"], credentials, self.directory, envoy, self.options.workers)
                 )
         return made
 

@@ -21,11 +21,10 @@ import trio
 
 from loadtests.certificates import Credentials
 from loadtests.envoy import template
+from loadtests.redirect import CAPTURE_PORT, HBONE_PORT, redirect
 from loadtests.topology import Pair
 
 SERVER_PORT = 9000
-ENVOY_OUTBOUND_PORT = 15101
-ENVOY_INBOUND_PORT = 15108
 READY_S = 30.0
 LOOK_EVERY_S = 0.05
 STOP_S = 5.0
@@ -144,7 +143,9 @@ class Direct:
 
 @dataclass(frozen=True, slots=True)
 class EnvoyPair:
-    """Two Envoys: TCP in, CONNECT over mutual TLS, TCP out."""
+    """Two Envoys behind the same redirection as Mycelia: TCP in, CONNECT over mutual TLS, TCP out. They do
+    not keep the client's address.
+    """
 
     pair: Pair
     credentials: Credentials
@@ -156,16 +157,17 @@ class EnvoyPair:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Running]:
         pair, credentials = self.pair, self.credentials
+        await trio.to_thread.run_sync(redirect, pair)
         inbound = template.inbound(
-            listen=(pair.server_ip, ENVOY_INBOUND_PORT),
+            listen=(pair.server_ip, HBONE_PORT),
             target=(pair.server_ip, SERVER_PORT),
             leaf=credentials.server,
             roots=credentials.roots_path,
             trusted_prefix="spiffe://cluster.local/",
         )
         outbound = template.outbound(
-            listen=("127.0.0.1", ENVOY_OUTBOUND_PORT),
-            peer=(pair.server_ip, ENVOY_INBOUND_PORT),
+            listen=("127.0.0.1", CAPTURE_PORT),
+            peer=(pair.server_ip, HBONE_PORT),
             authority=f"{pair.server_ip}:{SERVER_PORT}",
             leaf=credentials.client,
             roots=credentials.roots_path,
@@ -174,8 +176,8 @@ class EnvoyPair:
         async with AsyncExitStack() as stack:
             pids = []
             for side, config, wrap, port in (
-                ("inbound", inbound, pair.in_server, ENVOY_INBOUND_PORT),
-                ("outbound", outbound, pair.in_client, ENVOY_OUTBOUND_PORT),
+                ("inbound", inbound, pair.in_server, HBONE_PORT),
+                ("outbound", outbound, pair.in_client, CAPTURE_PORT),
             ):
                 path = self.directory / f"envoy-{side}.json"
                 path.write_text(json.dumps(config, indent=1))
@@ -184,4 +186,4 @@ class EnvoyPair:
                 log = self.directory / f"envoy-{side}.log"
                 process = await stack.enter_async_context(program(wrap(command), log, listens(port)))
                 pids.append(process.pid)
-            yield Running("127.0.0.1", ENVOY_OUTBOUND_PORT, pair, (pids[1],), (pids[0],))
+            yield Running(pair.server_ip, SERVER_PORT, pair, (pids[1],), (pids[0],))

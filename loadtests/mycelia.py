@@ -22,12 +22,10 @@ import trio
 from loadtests import topology
 from loadtests.certificates import Credentials, Leaf
 from loadtests.contestants import SERVER_PORT, ContestantError, Running, stop, tail
+from loadtests.redirect import redirect
 from loadtests.topology import Pair
-from node.kernel import Redirection, find_programs
-from node.rules import RuleOptions
 from proto.istio import workload_pb2
 from proto.mycelia import worker_pb2 as pb
-from transport.netns import NetworkNamespace
 from ztunnel.ipc import MessageReader, encode
 from ztunnel.state.model import ADDRESS_TYPE
 from ztunnel.worker.settings import WorkerSettings
@@ -60,7 +58,7 @@ class MyceliaPair:
         """Rules in both namespaces, then the workers, server side first."""
         client = Side("client", self.pair.client_namespace, self.credentials.client)
         server = Side("server", self.pair.server_namespace, self.credentials.server)
-        await trio.to_thread.run_sync(self._redirect)
+        await trio.to_thread.run_sync(redirect, self.pair)
         async with AsyncExitStack() as stack:
             pids: dict[str, list[int]] = {"client": [], "server": []}
             for side in (server, client):
@@ -70,14 +68,6 @@ class MyceliaPair:
             yield Running(
                 self.pair.server_ip, SERVER_PORT, self.pair, tuple(pids["client"]), tuple(pids["server"])
             )
-
-    def _redirect(self) -> None:
-        redirection = Redirection(find_programs(), RuleOptions())
-        redirection.self_test()
-        for name in (self.pair.client_namespace, self.pair.server_namespace):
-            with NetworkNamespace.from_path(str(topology.namespace_path(name))) as namespace:
-                redirection.apply(namespace)
-        topology.set_congestion_control([self.pair])  # for the new routes
 
     @asynccontextmanager
     async def _worker(self, side: Side, number: int) -> AsyncIterator[int]:

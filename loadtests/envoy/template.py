@@ -1,15 +1,17 @@
 """Configurations of the Envoy pair: TCP to HTTP/2 CONNECT over mutual TLS, and back, as two ztunnels do it.
 
-Built as values and written as JSON, which Envoy reads as YAML. Only what an HBONE tunnel needs is set; every
-buffer, window and thread setting is Envoy's default.
+Built as values and written as JSON, which Envoy reads as YAML. Only what an HBONE tunnel behind redirection
+needs is set; every buffer, window and thread setting is Envoy's default.
 """
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Mapping
 from pathlib import Path
 
 from loadtests.certificates import Leaf
+from loadtests.redirect import MARK
 
 EXTENSIONS = "type.googleapis.com/envoy.extensions"
 Config = dict[str, object]
@@ -128,10 +130,15 @@ def _listener(address: tuple[str, int], chain: Mapping[str, object]) -> Config:
 
 def _cluster(name: str, address: tuple[str, int], **more: object) -> Config:
     endpoint = {"endpoint": {"address": _address(address)}}
+    mark = {"level": socket.SOL_SOCKET, "name": socket.SO_MARK, "int_value": MARK, "state": "STATE_PREBIND"}
     return {
         "name": name,
         "connect_timeout": "5s",
         "type": "STATIC",
+        "upstream_bind_config": {
+            "source_address": {"address": "0.0.0.0", "port_value": 0},
+            "socket_options": [mark],
+        },
         "circuit_breakers": UNBOUNDED,
         "load_assignment": {"cluster_name": name, "endpoints": [{"lb_endpoints": [endpoint]}]},
         **more,
