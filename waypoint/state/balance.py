@@ -23,6 +23,7 @@ from waypoint.state.session import endpoint_token
 
 _SLOW_START_MINIMUM = 0.1
 _REHASHES = 8
+_ATTEMPTS_IN_A_LEVEL = 2
 
 
 def slow_start_factor(age_s: float, window_s: float, aggression: float = 1.0) -> float:
@@ -61,6 +62,13 @@ class _Level:
         self._schedule: Schedule[Host] | None = None
         self._cumulative: list[int] | None = None
         self._young: float | None = None
+
+    def count(self) -> tuple[int, int]:
+        """Healthy hosts and all."""
+        return sum(host.is_available for host in self._table_hosts), len(self._table_hosts)
+
+    def has_any(self, hosts: Collection[Host]) -> bool:
+        return any(host in hosts for host in self._table_hosts)
 
     def prepare(self, now: float, *, is_panic: bool) -> None:
         """Who can be chosen from now on, until the next call."""
@@ -165,14 +173,18 @@ class Balancer:
         tried: Collection[Host] = (),
         *,
         may_repeat: bool = False,
+        may_go_remote: bool = False,
     ) -> Host | None:
         """A host, or None: no healthy upstream (503, UH).
 
         `tried` are the hosts of earlier attempts, avoided if five selections can. A key asks for its own host
-        first, and for any other after that one was tried.
+        first, and for any other after that one was tried. With `may_go_remote` (retryRemoteLocalities) the
+        attempts after the second leave the levels that were tried, as long as another has a healthy host.
         """
         if not tried:
             return self._pick(now, key_hash)
+        if may_go_remote and len(self._levels) > 1 and len(tried) >= _ATTEMPTS_IN_A_LEVEL:
+            return self._pick_elsewhere(now, key_hash, tried)
         if key_hash is not None and not may_repeat:
             host = self._pick(now, key_hash)
             if host not in tried:
@@ -210,12 +222,22 @@ class Balancer:
             self._loads = self._prepare(now)
         return level.pick(key_hash)
 
-    def _prepare(self, now: float) -> LevelLoads:
+    def _pick_elsewhere(self, now: float, key_hash: int | None, tried: Collection[Host]) -> Host | None:
+        self.loads(now)
         counts = [
-            (sum(host.is_available for host in level._table_hosts), len(level._table_hosts))
-            for level in self._levels
+            (0 if level.has_any(tried) else healthy, total)
+            for level, (healthy, total) in zip(self._levels, self._counts(), strict=True)
         ]
-        loads = level_loads(counts, self._policy.panic_percent)
+        chosen = choose_level(level_loads(counts, 0).percents, self._random())
+        if chosen is None:
+            return choose_other(lambda: self._pick(now, key_hash), tried)
+        return self._levels[chosen].pick(key_hash)
+
+    def _counts(self) -> list[tuple[int, int]]:
+        return [level.count() for level in self._levels]
+
+    def _prepare(self, now: float) -> LevelLoads:
+        loads = level_loads(self._counts(), self._policy.panic_percent)
         for level, panics in zip(self._levels, loads.is_panic, strict=True):
             level.prepare(now, is_panic=panics)
         self._single = None

@@ -10,10 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import assert_never
 
+from waypoint.state.flags import Details, LocalAnswer
 from waypoint.state.request import Header, RequestFacts
 from waypoint.state.routes import PathTest, RouteEntry
 from waypoint.state.rules import (
     Backend,
+    DirectResponse,
+    Forward,
     FullPath,
     HeaderChanges,
     PathChange,
@@ -123,6 +126,21 @@ def location(facts: RequestFacts, entry: RouteEntry, redirect: Redirect, service
     path = facts.path if redirect.path is None else change_path(facts.path, redirect.path, entry.path)
     suffix = b"" if port in (0, _DEFAULT_PORTS.get(scheme)) else b":%d" % port
     return b"%b://%b%b%b" % (scheme, host, suffix, with_query(path, facts.query))
+
+
+def answer_of(facts: RequestFacts, entry: RouteEntry, service_port: int) -> LocalAnswer | None:
+    """The answer of a rule that redirects or responds by itself; None for one that forwards."""
+    action = entry.rule.action
+    match action:
+        case Redirect():
+            place = (b"location", location(facts, entry, action, service_port))
+            return LocalAnswer(action.status, details=Details.DIRECT_RESPONSE, headers=(place,))
+        case DirectResponse():
+            return LocalAnswer(action.status, action.body, details=Details.DIRECT_RESPONSE)
+        case Forward():
+            return None
+        case _:
+            assert_never(action)
 
 
 def split_port(authority: bytes) -> tuple[bytes, int]:

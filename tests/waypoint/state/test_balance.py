@@ -158,6 +158,16 @@ def test_a_key_whose_host_was_tried_goes_elsewhere() -> None:
     assert chooser.pick(0.0, 12345, [own], may_repeat=True) is own
 
 
+def test_later_attempts_may_leave_the_locality() -> None:
+    near = [host(f"near-{number}", 1, ("r1", "", "")) for number in range(4)]
+    far = [host("far", 1, ("r2", "", ""))]
+    chooser = balancer(Algorithm.ROUND_ROBIN, near + far, failover=(LocalityMatch("r1"),))
+    assert chooser.pick(0.0, tried=near[:1], may_go_remote=True) in near[1:]
+    assert chooser.pick(0.0, tried=near[:2], may_go_remote=True) is far[0]
+    assert chooser.pick(0.0, tried=near[:2]) in near[2:]
+    assert chooser.pick(0.0, tried=[*near[:2], *far], may_go_remote=True) in near[2:]
+
+
 def test_a_session_finds_its_host_while_it_is_available() -> None:
     chosen = hosts(3)
     chooser = balancer(Algorithm.LEAST_REQUEST, chosen)

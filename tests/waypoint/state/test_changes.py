@@ -6,7 +6,7 @@ import pytest
 
 from proto.mycelia import waypoint_pb2 as pb
 from tests.waypoint.state.builders import entry, needs_re2, path, request, rule, table
-from waypoint.state.changes import change_headers, location, request_changes, rewrite, split_port
+from waypoint.state.changes import answer_of, change_headers, location, request_changes, rewrite, split_port
 from waypoint.state.errors import RoutesRejected
 from waypoint.state.request import Header
 from waypoint.state.rules import HeaderChanges, HttpRule, Redirect
@@ -174,6 +174,16 @@ def test_a_redirect_is_a_302_unless_told(given: int, status: int) -> None:
     found: HttpRule = entry(rule(redirect=pb.Redirect(status=given))).rule
     assert isinstance(found.action, Redirect)
     assert found.action.status == status
+
+
+def test_a_rule_that_answers_by_itself_says_so() -> None:
+    moved = answer_of(request("/a?q"), entry(rule(redirect=pb.Redirect(hostname="api", status=301))), 80)
+    assert moved is not None
+    assert (moved.status, moved.headers) == (301, ((b"location", b"http://api/a?q"),))
+    said = answer_of(request(), entry(rule(direct_response=pb.DirectResponse(status=418, body=b"tea"))), 80)
+    assert said is not None
+    assert (said.status, said.body, said.details) == (418, b"tea", "direct_response")
+    assert answer_of(request(), entry(rule()), 80) is None
 
 
 @pytest.mark.parametrize(
