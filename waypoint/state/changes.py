@@ -12,7 +12,7 @@ from typing import assert_never
 
 from waypoint.state.flags import Details, LocalAnswer
 from waypoint.state.request import Header, RequestFacts
-from waypoint.state.routes import PathTest, RouteEntry
+from waypoint.state.route_table import PathTest, RouteEntry
 from waypoint.state.rules import (
     Backend,
     DirectResponse,

@@ -8,7 +8,8 @@ from proto.mycelia import waypoint_pb2 as pb
 from waypoint.state import regex
 from waypoint.state.hosts import Endpoint, Host
 from waypoint.state.request import Header, RequestFacts
-from waypoint.state.routes import HttpTable, RouteEntry, service_table
+from waypoint.state.route_table import HttpTable, RouteEntry
+from waypoint.state.routes import service_table
 
 PORT = 80
 
