@@ -33,15 +33,15 @@ from proto.mycelia import waypoint_pb2 as pb
 
 DEFAULT_ATTEMPTS: Final = 2
 DEFAULT_BACKOFF_MS: Final = 25
-DEFAULT_RETRY_ON: Final = (
+# Who writes a retry stanza also means connections that break and attempts that take too long (`reset`).
+STANZA_RETRY_ON: Final = (
     "connect-failure",
     "refused-stream",
     "unavailable",
     "cancelled",
     "retriable-status-codes",
+    "reset",
 )
-# Who writes a retry stanza also means connections that break and attempts that take too long.
-STANZA_RETRY_ON: Final = (*DEFAULT_RETRY_ON, "reset", "per-try-timeout")
 SESSION_NAME: Final = "mycelia-session"
 INVALID_STATUS: Final = 500
 
@@ -97,7 +97,6 @@ def _port(port: PortAttachment, hostname: str, resolve: Resolve) -> pb.PortRoute
             *(rule for route in port.tls for rule in _stream_rules(route, [hostname], resolve)),
             *(_stream_rules(port.tcp, [], resolve) if port.tcp is not None else ()),
         ],
-        is_http_routed=bool(port.http),
     )
 
 
@@ -203,12 +202,10 @@ def _retries(rule: HttpRule) -> pb.RetryPolicy:
 
 
 def default_retries() -> pb.RetryPolicy:
-    return pb.RetryPolicy(
-        attempts=DEFAULT_ATTEMPTS,
-        on=DEFAULT_RETRY_ON,
-        backoff=_duration(DEFAULT_BACKOFF_MS),
-        is_default=True,
-    )
+    """Istio's number and back-off. Its conditions may follow processing: none are named, and a waypoint then
+    repeats what is safe to repeat.
+    """
+    return pb.RetryPolicy(attempts=DEFAULT_ATTEMPTS, backoff=_duration(DEFAULT_BACKOFF_MS))
 
 
 # ---- GRPCRoute ----

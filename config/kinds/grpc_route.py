@@ -33,6 +33,7 @@ from config.kinds.service import check_unique
 _SERVICE = re.compile(r"(?i:[a-z_][a-z0-9_]*(?:\.[a-z_][a-z0-9_]*)*)\Z")
 _METHOD = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 MAX_NAME: Final = 1024
+MAX_REGEXES: Final = 1000  # both become one expression
 
 
 class MethodSpec(Model):
@@ -47,6 +48,8 @@ class MethodSpec(Model):
         if self.type == "RegularExpression":
             check_regex(self.service)
             check_regex(self.method)
+            if len(self.service) + len(self.method) > MAX_REGEXES:
+                complain(f"service and method are more than {MAX_REGEXES} characters together")
             return self
         if self.service and not _SERVICE.match(self.service):
             complain(f'service "{self.service}"; allowed: names of letters, digits and _ with dots between')

@@ -19,6 +19,7 @@ from config.kinds.route_schema import (
     Hostname,
     RouteSpec,
     RuleName,
+    SessionName,
     check_regex,
     milliseconds,
 )
@@ -140,7 +141,7 @@ class CookieSpec(Model):
 
 
 class PersistenceSpec(Model):
-    name: Annotated[str, Field(max_length=128)] = Field(default="", alias="sessionName")
+    name: SessionName = Field(default="", alias="sessionName")
     type: Literal["Cookie", "Header"] = "Cookie"
     absolute: Duration | None = Field(default=None, alias="absoluteTimeout")
     idle: Duration | None = Field(default=None, alias="idleTimeout")

@@ -19,6 +19,7 @@ from config.kinds.route_schema import (
     FieldName,
     FieldValue,
     PreciseHostname,
+    RemovedName,
     TargetSpec,
     Weight,
 )
@@ -50,7 +51,7 @@ class HeaderField(Model):
 class HeaderModifier(Model):
     set_fields: list[HeaderField] = Field(default_factory=list, alias="set", max_length=16)
     add: list[HeaderField] = Field(default_factory=list, max_length=16)
-    remove: list[EditedName] = Field(default_factory=list, max_length=16)
+    remove: list[RemovedName] = Field(default_factory=list, max_length=16)
 
     @model_validator(mode="after")
     def _check(self) -> HeaderModifier:

@@ -33,8 +33,15 @@ _PIECE = re.compile(r"([0-9]{1,5})(h|ms|m|s)")
 _MILLISECONDS: Final = {"h": 3_600_000, "m": 60_000, "s": 1_000, "ms": 1}
 _TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+\-.^_|~`]{1,256}\Z")
 _FIELD_VALUE = re.compile(r"[\t\x20-\x7e\x80-\U0010ffff]*\Z")
-# What RE2 does not have: look-around, references, atomic groups, conditions, possessive repeats.
-_NOT_RE2 = re.compile(r"\(\?(?:=|!|<=|<!|>|\(|P=|P>)|(?:^|[^\\])(?:\\\\)*\\[1-9]|[*+?}]\+")
+# What RE2 does not have: look-around, references, atomic groups, conditions, possessive repeats, \Z.
+_NOT_RE2 = re.compile(
+    r"\(\?(?:=|!|<=|<!|>|\(|#|P=|P>|[a-zA-Z]*[aLux]+[a-zA-Z]*[:)])"
+    r"|(?:^|[^\\])(?:\\\\)*\\[1-9ZG]"
+    r"|[*+?}]\+"
+)
+_REPEAT = re.compile(r"\{(\d+)?,?(\d+)?\}")
+MAX_REGEX: Final = 1024
+MAX_REPEAT: Final = 1000
 # Framing and connections are the proxy's: a route that sets these could split messages differently.
 _CONNECTION_FIELDS: Final = frozenset(
     [
@@ -75,6 +82,18 @@ def _edited_name(text: str) -> str:
     return text
 
 
+def _removed_name(text: str) -> str:
+    if _edited_name(text).lower() == "host":
+        refuse("a header other than Host, which every request has")
+    return text
+
+
+def _session_name(text: str) -> str:
+    if text and not (len(text) <= 128 and _TOKEN.match(text)):
+        refuse("the name of a cookie or header: at most 128 letters, digits and !#$%&'*+-.^_|~`")
+    return text
+
+
 def _field_value(text: str) -> str:
     if len(text) > MAX_VALUE or not _FIELD_VALUE.match(text):
         refuse(f"a header value: at most {MAX_VALUE} characters, none of them a control character")
@@ -83,6 +102,10 @@ def _field_value(text: str) -> str:
 
 def check_regex(text: str) -> str:
     """RE2's language: what needs a search of unbounded length is not in it."""
+    if len(text) > MAX_REGEX:
+        complain(f"a regular expression of {len(text)} characters; allowed: at most {MAX_REGEX}")
+    if any(int(number) > MAX_REPEAT for pair in _REPEAT.findall(text) for number in pair if number):
+        complain(f'"{text}" repeats more than {MAX_REPEAT} times')
     if _NOT_RE2.search(text):
         complain(f'"{text}" is not an RE2 expression: no look-around, references or possessive repeats')
     try:
@@ -108,6 +131,8 @@ def _precise_hostname(text: str) -> str:
 Duration = Annotated[str, AfterValidator(_duration)]
 FieldName = Annotated[str, AfterValidator(_field_name)]
 EditedName = Annotated[str, AfterValidator(_edited_name)]
+RemovedName = Annotated[str, AfterValidator(_removed_name)]
+SessionName = Annotated[str, AfterValidator(_session_name)]
 FieldValue = Annotated[NonEmpty, AfterValidator(_field_value)]
 Hostname = Annotated[str, AfterValidator(_hostname)]
 PreciseHostname = Annotated[str, AfterValidator(_precise_hostname)]

@@ -115,7 +115,7 @@ def _with_canary(
 
     def only_primary(reason: Reason, why: str) -> Enrolment:
         note = Note(enrolling.ref, reason, f"{why}; only {primary.namespace}/{primary.name} is used")
-        return Enrolment(alone.address, (primary, ref), alone.bound, notes=(note,))
+        return Enrolment(alone.address, tuple(dict.fromkeys((primary, ref))), alone.bound, notes=(note,))
 
     weight = int(text) if text.isascii() and text.isdecimal() and len(text) <= 3 else -1
     if not 0 <= weight <= 100:

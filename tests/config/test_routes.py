@@ -280,36 +280,34 @@ def test_a_backend_that_comes_and_goes_changes_the_routes_that_name_it() -> None
 
 # ---- timeouts and retries (6.1, waypoint-facts 6) ----
 
-SAFE = ["connect-failure", "refused-stream", "unavailable", "cancelled", "retriable-status-codes"]
+STANZA = ["connect-failure", "refused-stream", "unavailable", "cancelled", "retriable-status-codes", "reset"]
 
 
 @pytest.mark.parametrize(
-    ("rule", "timeout", "per_try", "attempts", "is_default"),
+    ("rule", "timeout", "per_try", "attempts", "is_asked"),
     [
-        ("", 0, 0, 2, True),
-        ("timeouts: {request: 10s}", 10, 0, 2, True),
-        ("timeouts: {request: 0s}", 0, 0, 2, True),
-        ("timeouts: {backendRequest: 2s}", 2, 0, 2, True),
-        ("timeouts: {request: 10s, backendRequest: 2s}", 2, 0, 2, True),
-        ("timeouts: {request: 10s, backendRequest: 2s}, retry: {}", 10, 2, 2, False),
-        ("timeouts: {request: 10s, backendRequest: 0s}, retry: {attempts: 3}", 10, 0, 3, False),
+        ("", 0, 0, 2, False),
+        ("timeouts: {request: 10s}", 10, 0, 2, False),
+        ("timeouts: {request: 0s}", 0, 0, 2, False),
+        ("timeouts: {backendRequest: 2s}", 2, 0, 2, False),
+        ("timeouts: {request: 10s, backendRequest: 2s}", 2, 0, 2, False),
+        ("timeouts: {request: 10s, backendRequest: 2s}, retry: {}", 10, 2, 2, True),
+        ("timeouts: {request: 10s, backendRequest: 0s}, retry: {attempts: 3}", 10, 0, 3, True),
         ("retry: {attempts: 0}", 0, 0, 0, False),
     ],
 )
-def test_timeouts_and_attempts(
-    rule: str, timeout: int, per_try: int, attempts: int, is_default: bool
-) -> None:
+def test_timeouts_and_attempts(rule: str, timeout: int, per_try: int, attempts: int, is_asked: bool) -> None:
     made = only(route("r", rule))
     assert (made.timeout.seconds, made.HasField("timeout")) == (timeout, bool(timeout))
     assert made.retries.per_try_timeout.seconds == per_try
-    assert (made.retries.attempts, made.retries.is_default) == (attempts, is_default)
+    assert (made.retries.attempts, bool(made.retries.on)) == (attempts, is_asked)
 
 
 def test_a_retry_stanza_means_more_than_the_default() -> None:
     plain, asked = only(route("r", "")), only(route("r", "retry: {codes: [503, 500], backoff: 100ms}"))
-    assert (list(plain.retries.on), list(plain.retries.statuses)) == (SAFE, [])
+    assert (list(plain.retries.on), list(plain.retries.statuses)) == ([], [])
     assert plain.retries.backoff.ToMilliseconds() == 25
-    assert list(asked.retries.on) == [*SAFE, "reset", "per-try-timeout"]
+    assert list(asked.retries.on) == STANZA
     assert list(asked.retries.statuses) == [503, 500]
     assert asked.retries.backoff.ToMilliseconds() == 100
     assert only(route("r", "retry: {attempts: 0}")).retries == pb.RetryPolicy()
@@ -343,7 +341,7 @@ def test_protocols_of_ports_and_what_is_served_without_routes() -> None:
         (85, "DETECT"),
         (3306, "TCP"),
     ]
-    assert not any(each.is_http_routed or each.http_rules or each.tcp_rules for each in found.ports)
+    assert not any(each.http_rules or each.tcp_rules for each in found.ports)
 
 
 @pytest.mark.parametrize(
@@ -360,7 +358,7 @@ def test_a_parent_reference_can_mean_one_port(reference: str, expected: list[int
     web = service("web", "ports: [{name: a, port: 80}, {name: b, port: 81}]", labels=USE)
     mesh = Mesh(*BASE, web, route("r", V1, of=parent("web", reference)))
     ports = mesh.routes("shop/web.shop.svc.cluster.local").ports
-    assert [each.service_port for each in ports if each.is_http_routed] == expected
+    assert [each.service_port for each in ports if each.http_rules] == expected
 
 
 def test_http_and_grpc_routes_do_not_share_a_port() -> None:
@@ -395,7 +393,7 @@ def test_connections_go_by_server_name_then_to_the_oldest_route() -> None:
         ("TLSRoute/shop/sni/0", ["web.shop.svc.cluster.local"]),
         ("TCPRoute/shop/b/0", []),
     ]
-    assert not port.is_http_routed
+    assert not port.http_rules
     assert mesh.conditions("TCPRoute", "a", "Accepted") == [
         "Accepted=False Conflicted: TCPRoute shop/b is older and has the port"
     ]
@@ -416,7 +414,7 @@ def test_routes_count_in_the_namespace_of_the_service_or_of_its_waypoint(
         route("r", "", space=space, of=parent("web", "namespace: shop")),
     )
     (port,) = mesh.routes("shop/web.shop.svc.cluster.local").ports
-    assert port.is_http_routed == is_counted
+    assert bool(port.http_rules) == is_counted
     assert mesh.conditions("HTTPRoute", "r", "Accepted")[0].startswith(f"Accepted={is_counted} ")
 
 

@@ -172,6 +172,12 @@ def test_canaries(
         assert mesh.conditions("Service", "web")[0].startswith("istio.io/WaypointBound=True WaypointAccepted")
 
 
+def test_a_canary_that_is_the_waypoint_itself_can_be_taken_back() -> None:
+    mesh = Mesh(*TWO, web(f"{USE}, istio.io/use-waypoint-canary: wp", WEIGHT))
+    mesh.apply(web(""))
+    assert published(mesh) == {}
+
+
 def test_a_canary_without_ready_workload_takes_no_traffic() -> None:
     mesh = Mesh(*TWO, web(f"{USE}, {CANARY}", WEIGHT))
     assert (published(mesh), serving(mesh)) == (SPLIT, ("shop/wp", "shop/next"))
