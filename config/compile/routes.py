@@ -318,7 +318,7 @@ def _cors(cors: Cors) -> pb.Cors:
 
 def _origin(text: str) -> pb.StringMatch:
     if text == "*":
-        return pb.StringMatch(regex=".*")
+        return pb.StringMatch(prefix="")
     if "*" not in text:
         return pb.StringMatch(exact=text)
     before, _, after = text.partition("*")

@@ -5,8 +5,11 @@ from __future__ import annotations
 import pytest
 from google.protobuf import json_format
 
+from config.compile.resource import SERVICE_ROUTES
 from proto.mycelia import waypoint_pb2 as pb
 from tests.config.support import Mesh, istio, parent, replica, service, waypoint
+from waypoint.state.regex import is_available
+from waypoint.state.routes import parse_routes
 
 USE = "istio.io/use-waypoint: wp"
 BASE = (
@@ -429,3 +432,54 @@ def test_a_service_entry_is_a_parent_for_each_of_its_hosts() -> None:
         route("r", "", of="parentRefs: [{group: networking.istio.io, kind: ServiceEntry, name: out}]"),
     )
     assert len(mesh.http_rules("shop/a.example")) == len(mesh.http_rules("shop/b.example")) == 1
+
+
+# ---- the other side ----
+
+EVERYTHING = (
+    route(
+        "http",
+        f"{EXACT}, {V1}, timeouts: {{request: 5s, backendRequest: 1s}}, retry: {{codes: [503]}}, "
+        "sessionPersistence: {type: Header, sessionName: x-session, idleTimeout: 5m}",
+        "matches: [{path: {value: /b}, method: GET, headers: [{name: a, value: b}], "
+        "queryParams: [{name: q, value: v}]}], filters: ["
+        "{type: RequestHeaderModifier, requestHeaderModifier: {set: [{name: Host, value: x.example}]}}, "
+        "{type: ResponseHeaderModifier, responseHeaderModifier: {remove: [server]}}, "
+        "{type: URLRewrite, urlRewrite: {path: {type: ReplacePrefixMatch, replacePrefixMatch: ''}}}, "
+        "{type: RequestMirror, requestMirror: {backendRef: {name: v2, port: 80}, percent: 0}}, "
+        "{type: CORS, cors: {allowOrigins: ['*'], allowMethods: ['*'], allowCredentials: true}}], "
+        "backendRefs: [{name: v1, port: 80, weight: 0}, {name: gone, port: 80}]",
+        "matches: [{path: {value: /r}}], filters: [{type: RequestRedirect, requestRedirect: "
+        "{hostname: a.b, path: {type: ReplacePrefixMatch, replacePrefixMatch: /s}}}]",
+        "matches: [{path: {value: /none}}], retry: {attempts: 0}",
+        "filters: [{type: ExtensionRef, extensionRef: {group: a, kind: B, name: c}}]",
+    ),
+    route(
+        "grpc",
+        "matches: [{method: {service: a.B}}, {method: {service: a.B, method: C}}, {}]",
+        kind="GRPCRoute",
+    ),
+    route("tcp", V1, kind="TCPRoute"),
+    istio("TLSRoute", "tls", f"{{{parent()}, hostnames: [web.shop.svc.cluster.local], rules: [{{{V1}}}]}}"),
+)
+EXPRESSIONS = (
+    route(
+        "regex",
+        f"{REGEX}, filters: [{{type: CORS, cors: {{allowOrigins: ['https://*.a.com']}}}}]",
+        match("headers: [{type: RegularExpression, name: a, value: 'b|c'}]"),
+    ),
+    route("regex", "matches: [{method: {method: Get}}]", kind="GRPCRoute"),
+)
+
+
+@pytest.mark.parametrize("text", EVERYTHING)
+def test_a_waypoint_takes_what_is_compiled(text: str) -> None:
+    for resource in Mesh(*BASE, text).registry.resources[SERVICE_ROUTES].values():
+        parse_routes(resource.payload)
+
+
+@pytest.mark.skipif(not is_available(), reason="the RE2 engine is not installed")
+@pytest.mark.parametrize("text", EXPRESSIONS)
+def test_a_waypoint_takes_expressions(text: str) -> None:
+    for resource in Mesh(*BASE, text).registry.resources[SERVICE_ROUTES].values():
+        parse_routes(resource.payload)
