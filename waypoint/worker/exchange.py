@@ -49,6 +49,7 @@ class Exchange:
         "_idle_timer",
         "_is_bodiless",
         "_is_over",
+        "_is_upgrade_asked",
         "_seen_bytes",
         "_stream_id",
         "_timer",
@@ -80,6 +81,7 @@ class Exchange:
         self._has_response_begun = False
         self._is_bodiless = False
         self._is_over = False
+        self._is_upgrade_asked = False
         self._timer: Timer | None = None
         self._idle_timer: Timer | None = None
         self._delay_timer: Timer | None = None
@@ -106,6 +108,7 @@ class Exchange:
         self._is_bodiless = request.method == b"HEAD"
         add_forwarded_proto(request)
         if request.upgrade:
+            self._is_upgrade_asked = True
             self._keep_websocket_only()
             if not request.upgrade:
                 self.respond(answers.UPGRADE_REFUSED)
@@ -214,6 +217,8 @@ class Exchange:
         outcome.upstream_time_s = now - attempt.opened_at
         is_upgrade = status == 101
         if not is_upgrade:
+            if self._is_upgrade_asked:
+                pipe.is_all_received = pipe.is_all_sent = True  # a refused upgrade has no content
             headers = read_response(headers, int((now - attempt.opened_at) * 1000))
             plan.on_response(status, headers)
         if end_stream and self.request.is_grpc:
@@ -265,7 +270,9 @@ class Exchange:
         head, body = answer.head(is_grpc=self.request.is_grpc, is_bodiless=self._is_bodiless)
         if self.plan is not None:
             self.plan.on_response(answer.status, head)
-        if not self.request_pipe.is_all_received or self.request.upgrade:
+        if self._is_upgrade_asked:
+            self.request_pipe.is_all_received = True  # a refused upgrade has no content
+        elif not self.request_pipe.is_all_received:
             downstream.announce_early_end()
         self.request_pipe.discard()
         downstream.send_headers(stream_id, head, not body)
