@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final
 
 from google.protobuf import json_format
@@ -50,11 +50,20 @@ def objects_json(plane: ControlPlane) -> Json:
         | {
             "conditions": [
                 *(_condition(each) for each in conditions.get(ref, ())),
-                *({"reason": each.reason.value, "message": each.text} for each in notes.get(ref, ())),
+                *(
+                    {"reason": each.reason.value, "message": each.text}
+                    for each in notes.get(ref, ())
+                    if not _is_repeated(each, conditions.get(ref, ()))
+                ),
             ]
         }
         for ref in sorted(refs)
     ]
+
+
+def _is_repeated(note: Note, conditions: Iterable[Condition]) -> bool:
+    """Whether a condition says it already."""
+    return any(each.reason is note.reason and note.text.endswith(each.message) for each in conditions)
 
 
 def _condition(condition: Condition) -> Json:

@@ -24,7 +24,7 @@ from config.nodes.service import METHOD
 from config.xds.client import DeltaXdsClient, NodeInfo
 from proto.istio import workload_pb2
 from proto.mycelia import node_pb2
-from tests.config.support import entry, istio, namespace, service
+from tests.config.support import entry, istio, namespace, parent, replica, service, waypoint
 from transport.grpc.channel import ChannelSettings, open_channel
 from transport.grpc.status import GrpcError
 from transport.grpc.tls import TlsTrust
@@ -203,6 +203,34 @@ async def test_everything_together(manifests: Path, state: Path) -> None:
         # Pages that another site's script could ask for are refused.
         assert (await plane.get("/objects", host="evil.example"))[0] == 403
         nursery.cancel_scope.cancel()
+
+
+async def test_pages_show_waypoints_routes_and_their_conditions(manifests: Path, state: Path) -> None:
+    web = service("front", "ports: [{port: 80}]", labels="istio.io/use-waypoint: wp")
+    spec = f"{{{parent('front')}, rules: [{{backendRefs: [{{name: gone, port: 80}}]}}]}}"
+    texts = [waypoint(), waypoint("idle"), replica(), web, istio("HTTPRoute", "r", spec)]
+    (manifests / "routes.yaml").write_text("---\n".join(texts))
+    async with running(manifests, state) as plane:
+        assert (await plane.json("/status"))["waypoints"] == [
+            {"namespace": "shop", "name": "idle", "workloads": 0, "ready": 0, "services": 0},
+            {"namespace": "shop", "name": "wp", "workloads": 1, "ready": 1, "services": 1},
+        ]
+        (compiled,) = await plane.json("/routes")
+        (rule,) = compiled["resource"]["ports"][0]["http_rules"]
+        assert rule["name"] == "HTTPRoute/shop/r/0"
+        objects = {each["kind"] + each["name"]: each for each in await plane.json("/objects")}
+        (bound,) = objects["Servicefront"]["conditions"]
+        assert (bound["type"], bound["status"]) == ("istio.io/WaypointBound", "True")
+        assert objects["HTTPRouter"]["state"] == "accepted with warnings"
+        found = [
+            (each["type"], each["status"], each["reason"]) for each in objects["HTTPRouter"]["conditions"]
+        ]
+        assert found == [
+            ("Accepted", "True", "Accepted"),
+            ("ResolvedWaypoints", "True", "Resolved"),
+            ("ResolvedRefs", "False", "BackendNotFound"),
+        ]
+        assert objects["HTTPRouter"]["conditions"][0]["parent"] == "Service shop/front"
 
 
 async def test_captures_and_automatic_addresses_survive_a_restart(manifests: Path, state: Path) -> None:
