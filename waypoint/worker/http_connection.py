@@ -129,6 +129,8 @@ class HttpConnection:
         """Bytes that may be sent now; 0 enrols for `on_writable`."""
         if self._queued_bytes + self.stream.backlog_bytes > HIGH_WATER_BYTES:
             self._blocked_by_backlog[stream_id] = None
+            if not self.stream.is_congested:
+                self.touch()  # on_drained will not come; the flush looks again
             return 0
         room: int = self.codec.sendable(stream_id)
         if room <= 0:

@@ -10,6 +10,7 @@ import shutil
 import socket
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -151,11 +152,16 @@ class RunningProxy:
         return found[0]
 
     def __enter__(self) -> Self:
+        self._own_descriptors = len(self.reactor._registrations)
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self.ask(self.proxy.close)
+        # Whatever was open closes in order; a stream that is never closed shows here.
+        limit = time.monotonic() + PATIENCE_S
+        while self.ask(lambda: len(self.reactor._registrations)) > self._own_descriptors:
+            assert time.monotonic() < limit, "a descriptor is left open"
         self.reactor.stop()
         self._thread.join(PATIENCE_S)
         self.reactor.close()
