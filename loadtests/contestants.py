@@ -143,8 +143,8 @@ class Direct:
 
 @dataclass(frozen=True, slots=True)
 class EnvoyPair:
-    """Two Envoys behind the same redirection as Mycelia: TCP in, CONNECT over mutual TLS, TCP out. They do
-    not keep the client's address.
+    """Two Envoys behind the same redirection as Mycelia: TCP in, CONNECT over mutual TLS, TCP out from the
+    address of the client.
     """
 
     pair: Pair

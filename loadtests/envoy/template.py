@@ -86,6 +86,8 @@ def inbound(
             },
         },
     )
+    # The server sees its client's address, as behind a ztunnel.
+    original_source = _typed("filters.http.original_src.v3.OriginalSrc", mark=MARK)
     manager = _typed(
         "filters.network.http_connection_manager.v3.HttpConnectionManager",
         stat_prefix="inbound",
@@ -96,6 +98,7 @@ def inbound(
         route_config={"virtual_hosts": [{"name": "application", "domains": [authority], "routes": [route]}]},
         http_filters=[
             {"name": "envoy.filters.http.rbac", "typed_config": rbac},
+            {"name": "envoy.filters.http.original_src", "typed_config": original_source},
             {"name": "envoy.filters.http.router", "typed_config": _typed("filters.http.router.v3.Router")},
         ],
     )
