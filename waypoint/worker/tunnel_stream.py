@@ -7,11 +7,14 @@ bounded by the tunnel's window.
 from __future__ import annotations
 
 from collections import deque
+from typing import Final
 
 from transport.errors import MeshError
 from transport.hbone.tunnel import TunnelStream
 from transport.http2.error_codes import ErrorCode
 from waypoint.worker.byte_stream import HIGH_WATER_BYTES, LOW_WATER_BYTES, NOBODY, StreamHandler
+
+_MAX_CLOSING_S: Final = 10.0  # how long an orderly close may take to send what is left
 
 
 class TunnelByteStream:
@@ -113,6 +116,12 @@ class TunnelByteStream:
         self._held.clear()
         if not self._pending:
             self._close_tunnel()
+        else:
+            self._tunnel.connection.reactor.call_later(_MAX_CLOSING_S, self._give_up)
+
+    def _give_up(self) -> None:
+        if self._pending:
+            self.abort()
 
     def _close_tunnel(self) -> None:
         tunnel = self._tunnel
