@@ -12,20 +12,6 @@ class ConnectTimeout(MeshError):
     blame = Blame.ENVIRONMENT
 
 
-class UpstreamOverflow(MeshError):
-    """Too many requests wait for a connection to one endpoint."""
-
-    code = "MYC-7052"
-    blame = Blame.LOCAL
-
-
-class UpstreamsClosed(MeshError):
-    """The connections to endpoints are closed, since the waypoint ends."""
-
-    code = "MYC-7053"
-    blame = Blame.LOCAL
-
-
 class HandlingFailed(MeshError):
     """A defect: what a connection's bytes led to could not be handled, and the connection was ended."""
 
@@ -37,11 +23,4 @@ class StreamBroken(MeshError):
     """The other end of a byte stream broke it off."""
 
     code = "MYC-7055"
-    blame = Blame.REMOTE
-
-
-class IdleTooLong(MeshError):
-    """Nothing happened on a connection for the time that it may be idle."""
-
-    code = "MYC-7056"
     blame = Blame.REMOTE
