@@ -1,1 +1,4 @@
-"""The L7 proxy of a service or namespace. Nothing is here yet: what asks for one is reported, by name."""
+"""The L7 proxy of a service or namespace: `state/` decides, `worker/` moves the bytes.
+
+No process runs them yet: the control plane compiles routes, and the status says that nobody serves them.
+"""
