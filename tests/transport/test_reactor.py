@@ -2,6 +2,8 @@
 
 Time is virtual in both: the bare host gets a clock that advances a millisecond per pass while a ticking
 descriptor keeps the passes coming; the trio host runs under MockClock. So no test waits.
+
+The file is long because the suite is one list of promises, each run twice.
 """
 
 from __future__ import annotations

@@ -14,6 +14,8 @@ Invariants:
 - `on_lost` comes exactly once, last, with the socket closed.
 - No identity, no traffic: not one byte of plaintext is delivered, nor a `write` accepted, before OpenSSL
   accepted the chain and `verify` the name.
+
+One file of six hundred lines, because it is one state machine and every method may change its state.
 """
 
 from __future__ import annotations

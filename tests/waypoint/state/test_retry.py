@@ -1,4 +1,4 @@
-"""Each row of the retry table, the safe default, backoff and budget (waypoint-facts 6, issue 3 point 4)."""
+"""Each row of the retry table, the safe default, backoff and budget (waypoint-facts 6)."""
 
 from __future__ import annotations
 

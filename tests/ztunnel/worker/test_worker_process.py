@@ -1,4 +1,7 @@
-"""Real worker processes under a scripted control process, on loopback: facts 3, 4, 11.2, 12.3 end to end."""
+"""Real worker processes under a scripted control process, on loopback: facts 3, 4, 11.2, 12.3 end to end.
+
+Long, because each scenario is a whole story and all share one set-up of processes.
+"""
 
 from __future__ import annotations
 
