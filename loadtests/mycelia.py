@@ -19,6 +19,8 @@ from typing import Literal
 
 import trio
 
+from dataplane.ipc import MessageReader, encode
+from dataplane.state.model import ADDRESS_TYPE
 from loadtests import topology
 from loadtests.certificates import Credentials, Leaf
 from loadtests.contestants import SERVER_PORT, ContestantError, Running, stop, tail
@@ -26,8 +28,6 @@ from loadtests.redirect import redirect
 from loadtests.topology import Pair
 from proto.istio import workload_pb2
 from proto.mycelia import worker_pb2 as pb
-from ztunnel.ipc import MessageReader, encode
-from ztunnel.state.model import ADDRESS_TYPE
 from ztunnel.worker.settings import WorkerSettings
 
 READY_S = 20.0

@@ -20,14 +20,14 @@ from config.registry.capture import Attached, decide
 from config.registry.registry import Registry
 from config.settings import MeshSettings
 from config.source.directory import DirectorySource
+from dataplane.state.model import Workload
+from dataplane.state.policy import Connection
+from dataplane.state.store import MeshState
 from mesh.errors import BadArgumentError, UnknownWorkloadError
 from transport.spiffe import SpiffeId
 from ztunnel.state.inbound import Refusal, resolve_inbound
-from ztunnel.state.model import Workload
-from ztunnel.state.policy import Connection
 from ztunnel.state.rbac import authorize
 from ztunnel.state.routing import NoRoute, Protocol, Route, RoutingContext, route
-from ztunnel.state.store import MeshState
 
 
 @dataclass(slots=True)

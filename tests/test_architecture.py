@@ -19,14 +19,16 @@ MAY_IMPORT: dict[str, set[str]] = {
     "telemetry": {"proto", "transport"},
     "ca": {"proto", "transport", "telemetry"},
     "config": {"proto", "transport", "telemetry", "ca"},
-    "ztunnel": {"proto", "transport", "telemetry", "ca", "config"},
-    "waypoint": {"proto", "transport", "telemetry", "ca", "config"},
+    "dataplane": {"proto", "transport", "telemetry", "ca", "config"},
+    "ztunnel": {"proto", "transport", "telemetry", "ca", "config", "dataplane"},
+    "waypoint": {"proto", "transport", "telemetry", "ca", "config", "dataplane"},
     "node": {"proto", "transport", "telemetry", "config"},
-    "mesh": {"proto", "transport", "telemetry", "ca", "config", "ztunnel", "waypoint", "node"},
+    "mesh": {"proto", "transport", "telemetry", "ca", "config", "dataplane", "ztunnel", "waypoint", "node"},
     "proto": set(),
 }
 # Sans-IO cores: they take bytes, events and the time as arguments.
 PURE = (
+    "dataplane/state",
     "transport/http1",
     "transport/http2",
     "transport/http_path.py",

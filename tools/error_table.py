@@ -21,6 +21,7 @@ PACKAGES = {
     "telemetry": "Telemetry",
     "ca": "Certificate authority and credentials",
     "config": "Control plane",
+    "dataplane": "Both data planes",
     "ztunnel": "Node proxy",
     "waypoint": "Waypoint",
     "node": "Node agent",

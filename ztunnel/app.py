@@ -21,6 +21,14 @@ from typing import NoReturn
 import trio
 
 from ca.credentials import CredentialManager
+from dataplane.control import metrics as names
+from dataplane.control.certificates import Certificates
+from dataplane.control.metrics import MetricsPage, WorkerTotals, single
+from dataplane.control.readiness import PROXY, STATE_MANAGER, WORKLOAD_MANAGER, Readiness
+from dataplane.control.resources import Resources
+from dataplane.control.saved_state import SavedState
+from dataplane.control.worker_link import Command, worker_command
+from dataplane.control.workers import WorkerPool
 from proto.mycelia import worker_pb2 as pb
 from telemetry.admin_http import AdminServer, open_listeners
 from telemetry.line_writer import LineWriter
@@ -28,21 +36,13 @@ from telemetry.logging import LogLevels, get_logger
 from telemetry.metrics import Description, Labels, Number
 from transport.netns import NetworkNamespace
 from transport.sockets import raise_nofile_limit
-from ztunnel.control import metrics as names
-from ztunnel.control.certificates import Certificates
 from ztunnel.control.config_dump import DumpInput, endpoints_of
 from ztunnel.control.control_plane import ControlPlane, make_ca_client, make_xds_client
 from ztunnel.control.errors import ProxyNotStarted
 from ztunnel.control.hub import Hub
-from ztunnel.control.metrics import MetricsPage, WorkerTotals, single
 from ztunnel.control.pages import AdminPages, metrics_routes, readiness_routes
 from ztunnel.control.proxies import ProxyRegistry
-from ztunnel.control.readiness import PROXY, STATE_MANAGER, WORKLOAD_MANAGER, Readiness
-from ztunnel.control.resources import Resources
-from ztunnel.control.saved_state import SavedState
 from ztunnel.control.self_test import check_privileges
-from ztunnel.control.worker_link import Command, worker_command
-from ztunnel.control.workers import WorkerPool
 from ztunnel.control.zds_client import PodInfo, ZdsClient, connector
 from ztunnel.settings import Settings
 from ztunnel.worker.settings import WorkerSettings

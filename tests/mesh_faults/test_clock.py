@@ -22,15 +22,15 @@ from ca.errors import CredentialUnavailable
 from config import app
 from config.control_plane import ControlPlane, StateDirectory
 from config.settings import MeshSettings
+from dataplane.control.certificates import Certificates
+from dataplane.worker.credentials import Credential as Held
+from dataplane.worker.credentials import CredentialStore
+from dataplane.worker.errors import IdentityUnavailable
 from proto.mycelia import worker_pb2 as pb
 from tests.kit.certificates import issue, shared_root
 from transport.errors import MeshError
 from transport.reactor import Reactor
 from transport.spiffe import SpiffeId
-from ztunnel.control.certificates import Certificates
-from ztunnel.worker.credentials import Credential as Held
-from ztunnel.worker.credentials import CredentialStore
-from ztunnel.worker.errors import IdentityUnavailable
 
 DAY = dt.timedelta(days=1)
 WEB = SpiffeId("cluster.local", "shop", "web")

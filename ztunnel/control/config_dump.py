@@ -10,11 +10,11 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime
 
 from ca.credentials import Credential
+from dataplane.state.model import GatewayRef, Service, Workload
+from dataplane.state.store import MeshState
 from proto.istio import authorization_pb2
 from transport.spiffe import SpiffeId
 from ztunnel.settings import Settings
-from ztunnel.state.model import GatewayRef, Service, Workload
-from ztunnel.state.store import MeshState
 
 _CERTIFICATE = re.compile(r"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----\n?", re.DOTALL)
 

@@ -10,11 +10,11 @@ from typing import cast
 from ca.client import CaClient, CaClientSettings, TokenSource, channel_factory, token_source
 from ca.trust_bundle import RootSource
 from config.xds.client import DeltaXdsClient, NodeInfo
+from dataplane.control.metrics import XDS_BYTES, XDS_MESSAGES, XDS_TERMINATIONS
+from dataplane.control.resources import TYPE_URLS, Resources
 from telemetry.metrics import Description, Family, Labels, Number
 from transport.grpc.channel import ChannelSettings
 from transport.grpc.tls import TlsTrust
-from ztunnel.control.metrics import XDS_BYTES, XDS_MESSAGES, XDS_TERMINATIONS
-from ztunnel.control.resources import TYPE_URLS, Resources
 from ztunnel.settings import DEFAULT_TOKEN, Endpoint, Identity, Settings
 
 

@@ -8,15 +8,15 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 
+from dataplane.control.certificates import Certificates
+from dataplane.control.metrics import WorkerTotals
+from dataplane.control.readiness import PROXY, Readiness
+from dataplane.control.resources import Resources
+from dataplane.control.workers import WorkerPool
 from proto.mycelia import worker_pb2 as pb
 from telemetry.access_log import SCOPE, format_flow, level_of
 from telemetry.logging import LogLevels, get_logger
-from ztunnel.control.certificates import Certificates
-from ztunnel.control.metrics import WorkerTotals
 from ztunnel.control.proxies import ProxyRegistry
-from ztunnel.control.readiness import PROXY, Readiness
-from ztunnel.control.resources import Resources
-from ztunnel.control.workers import WorkerPool
 
 
 class Hub:

@@ -8,13 +8,13 @@ from collections.abc import Awaitable, Callable
 
 import trio
 
+from dataplane.control import debug
+from dataplane.control.readiness import Readiness
 from telemetry.admin_http import ANY_METHOD, Handler, Request, Response
 from telemetry.errors import InvalidLogLevel
 from telemetry.logging import LogLevels
 from telemetry.metrics import negotiate
-from ztunnel.control import debug
 from ztunnel.control.config_dump import DumpInput, config_dump
-from ztunnel.control.readiness import Readiness
 
 _PAGES = (
     ("/config_dump", "what this proxy knows: workloads, services, policies, certificates, connections"),

@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 
 import trio
 
+from dataplane.control.workers import WorkerPool
 from proto.mycelia import worker_pb2 as pb
 from telemetry.logging import get_logger
 from transport.netns import NetworkNamespace
 from ztunnel.control.errors import ProxyNotStarted
-from ztunnel.control.workers import WorkerPool
 from ztunnel.control.zds_client import PodInfo
 
 RETRY_S = 5.0

@@ -24,12 +24,12 @@ from typing import Protocol
 import trio
 from google.protobuf.message import DecodeError
 
+from dataplane.control.readiness import WORKLOAD_MANAGER, Readiness
 from proto.istio import zds_pb2 as pb
 from telemetry.logging import get_logger
 from transport.errors import MeshError
 from transport.netns import NetworkNamespace
 from ztunnel.control.errors import ProxyNotStarted, ZdsViolated
-from ztunnel.control.readiness import WORKLOAD_MANAGER, Readiness
 
 MAX_PACKET_BYTES = 1024
 _MAX_DESCRIPTORS = 8

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from ipaddress import ip_address
 
-from ztunnel.state.model import Service, Workload, is_ipv6
-from ztunnel.state.routing import resolve_reference
-from ztunnel.state.store import MeshState
+from dataplane.state.addressing import resolve_reference
+from dataplane.state.model import Service, Workload, is_ipv6
+from dataplane.state.store import MeshState
 
 ILLEGAL_PORTS = frozenset({15001, 15006, 15008})
 

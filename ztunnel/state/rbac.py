@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ztunnel.state.model import Workload
-from ztunnel.state.policy import Connection, Policy
-from ztunnel.state.store import MeshState, PolicySet
+from dataplane.state.model import Workload
+from dataplane.state.policy import Connection, Policy
+from dataplane.state.store import MeshState, PolicySet
 
 __all__ = ["Connection", "Verdict", "authorize"]
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from dataplane.state import labels
+from dataplane.worker.errors import IdentityUnavailable
 from transport.errors import Blame, MeshError
 from transport.hbone.errors import HboneConnectTimeout, HboneProtocolError
 from transport.tls.errors import TlsSettingsInvalid
-from ztunnel.state import labels
 
 
 class UnknownSource(MeshError):
@@ -50,31 +51,10 @@ class PolicyChanged(MeshError):
     blame = Blame.POLICY
 
 
-class IdentityUnavailable(MeshError):
-    """There is no certificate for the workload's identity."""
-
-    code = "MYC-4516"
-    blame = Blame.ENVIRONMENT
-
-
-class ConnectionDrained(MeshError):
-    """The drain deadline passed, or the workload was removed, while the connection was open."""
-
-    code = "MYC-4517"
-    blame = Blame.LOCAL
-
-
 class ApplicationUnreachable(MeshError):
     """The TCP connection to the application did not come about in time."""
 
     code = "MYC-4520"
-    blame = Blame.ENVIRONMENT
-
-
-class NameNotResolved(MeshError):
-    """The hostname of a workload without addresses does not resolve."""
-
-    code = "MYC-4521"
     blame = Blame.ENVIRONMENT
 
 

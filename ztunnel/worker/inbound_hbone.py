@@ -11,6 +11,9 @@ from __future__ import annotations
 import socket
 from typing import TYPE_CHECKING
 
+from dataplane.state.model import Workload, socket_text
+from dataplane.worker.credentials import Credential
+from dataplane.worker.flows import COMPLETE, FAILED, REFUSED, FlowTemplate
 from proto.mycelia import worker_pb2 as pb
 from transport.errors import MeshError
 from transport.hbone.connect import ConnectRequest, MalformedRequest
@@ -20,12 +23,9 @@ from transport.hbone.relay import Relay
 from transport.hbone.server import HboneServerConnection, ServerTrust
 from transport.hbone.tunnel import TunnelStream
 from ztunnel.state.inbound import InboundTarget, Refusal, spoofed_source
-from ztunnel.state.model import Workload, socket_text
 from ztunnel.state.rbac import Verdict
 from ztunnel.worker.app_connect import AppConnect, connect
-from ztunnel.worker.credentials import Credential
 from ztunnel.worker.errors import PolicyChanged, PolicyDenied, response_flag
-from ztunnel.worker.flows import COMPLETE, FAILED, REFUSED, FlowTemplate
 from ztunnel.worker.plans import InboundPlan
 
 if TYPE_CHECKING:

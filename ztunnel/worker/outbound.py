@@ -10,6 +10,9 @@ import socket
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from dataplane.state.model import Workload, socket_text
+from dataplane.worker.credentials import Credential
+from dataplane.worker.flows import COMPLETE, FAILED, REFUSED, FlowTemplate
 from proto.mycelia import worker_pb2 as pb
 from transport.errors import MeshError
 from transport.hbone.connect import Headers, new_traceparent
@@ -17,10 +20,8 @@ from transport.hbone.relay import Relay
 from transport.hbone.tunnel import TunnelStream
 from transport.sockets import original_destination
 from ztunnel.state.inbound import is_self_call
-from ztunnel.state.model import Workload, socket_text
 from ztunnel.state.routing import NoRoute, Protocol, Route, route
 from ztunnel.worker.app_connect import AppConnect, connect
-from ztunnel.worker.credentials import Credential
 from ztunnel.worker.errors import (
     NoRouteFound,
     RouteUnsupported,
@@ -28,7 +29,6 @@ from ztunnel.worker.errors import (
     UnknownSource,
     response_flag,
 )
-from ztunnel.worker.flows import COMPLETE, FAILED, REFUSED, FlowTemplate
 from ztunnel.worker.plans import OutboundPlan
 from ztunnel.worker.tcp_pump import TcpPump
 

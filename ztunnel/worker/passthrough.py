@@ -7,15 +7,15 @@ from __future__ import annotations
 import socket
 from typing import TYPE_CHECKING
 
+from dataplane.state.model import Workload, socket_text
+from dataplane.worker.flows import COMPLETE, FAILED, REFUSED, FlowTemplate
 from proto.mycelia import worker_pb2 as pb
 from transport.errors import MeshError
 from transport.sockets import original_destination
 from ztunnel.state.inbound import InboundTarget, is_illegal_inbound, spoofed_source
-from ztunnel.state.model import Workload, socket_text
 from ztunnel.state.rbac import Verdict
 from ztunnel.worker.app_connect import AppConnect, connect
 from ztunnel.worker.errors import PolicyChanged, PolicyDenied, SelfCall, UnknownSource, response_flag
-from ztunnel.worker.flows import COMPLETE, FAILED, REFUSED, FlowTemplate
 from ztunnel.worker.plans import InboundPlan
 from ztunnel.worker.tcp_pump import TcpPump
 

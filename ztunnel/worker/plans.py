@@ -10,20 +10,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from dataplane.state import labels
+from dataplane.state.model import Service, Workload, socket_text
+from dataplane.state.policy import Connection
+from dataplane.state.store import MeshState
+from dataplane.worker.counters import TrafficSeries, TrafficTable
+from dataplane.worker.flows import FlowTemplate
 from transport.hbone.baggage import Baggage, encode_baggage, parse_baggage
 from transport.hbone.connect import ConnectRequest, Headers, RequestTemplate
 from transport.hbone.connection import plain_headers
 from transport.hbone.pool import PoolKey
 from transport.spiffe import SpiffeId
-from ztunnel.state import labels
 from ztunnel.state.inbound import InboundTarget, Refusal, resolve_inbound
-from ztunnel.state.model import Service, Workload, socket_text
-from ztunnel.state.policy import Connection
 from ztunnel.state.rbac import Verdict, authorize
 from ztunnel.state.routing import Protocol, Route
-from ztunnel.state.store import MeshState
-from ztunnel.worker.counters import TrafficSeries, TrafficTable
-from ztunnel.worker.flows import FlowTemplate
 from ztunnel.worker.settings import WorkerSettings
 
 MAX_PLANS = 8192

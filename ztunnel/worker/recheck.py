@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 
-from ztunnel.state.model import Workload
-from ztunnel.state.policy import Connection
+from dataplane.state.model import Workload
+from dataplane.state.policy import Connection
+from dataplane.state.store import MeshState
+from dataplane.worker.slices import SliceRunner
 from ztunnel.state.rbac import Verdict, authorize
-from ztunnel.state.store import MeshState
 from ztunnel.worker.inbound_hbone import InboundTunnel
 from ztunnel.worker.passthrough import Passthrough
-from ztunnel.worker.slices import SliceRunner
 from ztunnel.worker.workload import WorkloadProxy
 
 _CHECKS_PER_STEP = 20

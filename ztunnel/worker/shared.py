@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from dataplane.state.model import socket_text
+from dataplane.state.store import MeshState
+from dataplane.worker.counters import TrafficTable
+from dataplane.worker.credentials import CredentialStore
+from dataplane.worker.flows import OPENED, FlowQueue, FlowTemplate
+from dataplane.worker.log import WorkerLog
+from dataplane.worker.resolver import Resolver
 from proto.mycelia import worker_pb2 as pb
 from transport.hbone.frame_buffer import FrameBuffer
 from transport.reactor import Reactor
-from ztunnel.state.model import socket_text
 from ztunnel.state.routing import RoutingContext
-from ztunnel.state.store import MeshState
-from ztunnel.worker.counters import TrafficTable
-from ztunnel.worker.credentials import CredentialStore
-from ztunnel.worker.flows import OPENED, FlowQueue, FlowTemplate
-from ztunnel.worker.log import WorkerLog
-from ztunnel.worker.resolver import Resolver
 from ztunnel.worker.settings import WorkerSettings
 from ztunnel.worker.tcp_pump import PipeStock
 

@@ -39,11 +39,11 @@ from typing import Any
 
 from google.protobuf.json_format import MessageToDict, ParseDict
 
+from dataplane.ipc import MessageReader, encode
+from dataplane.state.model import ADDRESS_TYPE, AUTHORIZATION_TYPE
 from proto.istio import authorization_pb2, workload_pb2
 from proto.mycelia import worker_pb2 as pb
 from transport.errors import MeshError
-from ztunnel.ipc import MessageReader, encode
-from ztunnel.state.model import ADDRESS_TYPE, AUTHORIZATION_TYPE
 from ztunnel.worker.settings import WorkerSettings
 
 _CHAIN_VALID_S = 10 * 365 * 86400

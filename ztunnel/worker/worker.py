@@ -16,26 +16,26 @@ import socket
 from collections.abc import Callable, Iterator
 from itertools import islice
 
+from dataplane.state.model import Workload
+from dataplane.state.store import MeshState
+from dataplane.worker.counters import TrafficTable
+from dataplane.worker.credentials import CredentialStore
+from dataplane.worker.errors import ConnectionDrained
+from dataplane.worker.flows import FlowQueue
+from dataplane.worker.link import ControlLink
+from dataplane.worker.log import WorkerLog
+from dataplane.worker.resolver import Resolver
+from dataplane.worker.slices import SliceRunner
 from proto.mycelia import worker_pb2 as pb
 from transport.errors import MeshError
 from transport.hbone.frame_buffer import FrameBuffer
 from transport.netns import NetworkNamespace
 from transport.reactor import Reactor, Registration, Timer
 from transport.spiffe import SpiffeId
-from ztunnel.state.model import Workload
 from ztunnel.state.routing import RoutingContext
-from ztunnel.state.store import MeshState
-from ztunnel.worker.counters import TrafficTable
-from ztunnel.worker.credentials import CredentialStore
-from ztunnel.worker.errors import ConnectionDrained
-from ztunnel.worker.flows import FlowQueue
-from ztunnel.worker.link import ControlLink
-from ztunnel.worker.log import WorkerLog
 from ztunnel.worker.recheck import PolicyRecheck
-from ztunnel.worker.resolver import Resolver
 from ztunnel.worker.settings import WorkerSettings
 from ztunnel.worker.shared import Shared
-from ztunnel.worker.slices import SliceRunner
 from ztunnel.worker.tcp_pump import PipeStock
 from ztunnel.worker.workload import WorkloadInfo, WorkloadProxy
 

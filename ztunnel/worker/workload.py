@@ -10,6 +10,8 @@ import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from dataplane.state.model import Workload
+from dataplane.worker.errors import ConnectionDrained
 from transport.errors import MeshError
 from transport.hbone.connect import ConnectRequest, Headers
 from transport.hbone.pool import HbonePool
@@ -18,9 +20,7 @@ from transport.netns import NetworkNamespace
 from transport.reactor import Registration, Timer
 from transport.socket_errors import NoBufferSpace, TooManyDescriptors
 from transport.sockets import Listener, accept, begin_connect, open_listener, set_accepted_options
-from ztunnel.state.model import Workload
 from ztunnel.state.routing import Route
-from ztunnel.worker.errors import ConnectionDrained
 from ztunnel.worker.inbound_hbone import InboundServer, InboundTunnel
 from ztunnel.worker.namespace import WorkloadNetwork
 from ztunnel.worker.outbound import OutboundTcp, OutboundTunnel, start_outbound

@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 import trio
 
+from dataplane.state.model import ADDRESS_TYPE, AUTHORIZATION_TYPE
 from mesh.lab.network import Lab, Workload
 from proto.istio import zds_pb2
+from tests.dataplane.state.builders import address, workload
 from tests.ztunnel.control.scripted_peers import ControlPlane, NodeAgent, ztunnel
-from tests.ztunnel.state.builders import address, workload
-from ztunnel.state.model import ADDRESS_TYPE, AUTHORIZATION_TYPE
 
 pytestmark = pytest.mark.namespaces
 

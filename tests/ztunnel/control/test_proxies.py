@@ -9,7 +9,7 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from proto.mycelia import worker_pb2 as pb
-from tests.ztunnel.control.fakes import RecordingPool, namespace
+from tests.dataplane.control.fakes import RecordingPool, namespace
 from transport.netns import NetworkNamespace
 from ztunnel.control.errors import ProxyNotStarted
 from ztunnel.control.proxies import RETRY_S, START_TIMEOUT_S, ProxyRegistry

@@ -14,10 +14,10 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from dataplane.control.readiness import WORKLOAD_MANAGER, Readiness
 from proto.istio import zds_pb2 as pb
 from transport.netns import NetworkNamespace
 from ztunnel.control.errors import ProxyNotStarted, ZdsViolated
-from ztunnel.control.readiness import WORKLOAD_MANAGER, Readiness
 from ztunnel.control.zds_client import ACK_OK, HELLO, PodInfo, ZdsClient, connector
 
 SNAPSHOT_SENT = bytes.fromhex("1a00")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from proto.istio import workload_pb2 as pb
-from tests.ztunnel.state.builders import get, mesh, service, workload
+from tests.dataplane.state.builders import get, mesh, service, workload
 from ztunnel.state.inbound import (
     Authority,
     InboundTarget,

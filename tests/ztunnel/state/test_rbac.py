@@ -9,11 +9,11 @@ from google.protobuf.empty_pb2 import Empty
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dataplane.state.model import AUTHORIZATION_TYPE
+from dataplane.state.policy import decode_policy
 from proto.istio import authorization_pb2 as pb
-from tests.ztunnel.state.builders import apply, get, mesh, packed, workload
+from tests.dataplane.state.builders import apply, get, mesh, packed, workload
 from transport.spiffe import SpiffeId
-from ztunnel.state.model import AUTHORIZATION_TYPE
-from ztunnel.state.policy import decode_policy
 from ztunnel.state.rbac import Connection, Verdict, authorize
 
 ALICE = SpiffeId("cluster.local", "red", "alice")

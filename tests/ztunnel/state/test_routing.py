@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from dataplane.state.store import MeshState
 from proto.istio import workload_pb2 as pb
-from tests.ztunnel.state.builders import first, get, mesh, service, workload
+from tests.dataplane.state.builders import first, get, mesh, service, workload
 from ztunnel.state.routing import NoRoute, Protocol, Route, RouteProblem, RoutingContext, route
-from ztunnel.state.store import MeshState
 
 CONTEXT = RoutingContext(network="", random=first)
 SOURCE = workload("source", "10.0.0.1", node="n1", account="client")

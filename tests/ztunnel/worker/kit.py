@@ -18,13 +18,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Self
 
+from dataplane.ipc import MessageReader, encode
+from dataplane.state.labels import LABEL_NAMES
+from dataplane.state.model import ADDRESS_TYPE, AUTHORIZATION_TYPE
 from proto.istio import authorization_pb2, workload_pb2
 from proto.mycelia import worker_pb2 as pb
 from tests.kit.certificates import issue, shared_root
 from transport.spiffe import SpiffeId
-from ztunnel.ipc import MessageReader, encode
-from ztunnel.state.labels import LABEL_NAMES
-from ztunnel.state.model import ADDRESS_TYPE, AUTHORIZATION_TYPE
 from ztunnel.worker.settings import WorkerSettings
 
 PATIENCE_S = 15.0

@@ -8,20 +8,20 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from dataplane.state.labels import LABEL_NAMES, with_flags
+from dataplane.worker import counters
+from dataplane.worker.counters import TrafficTable
+from dataplane.worker.credentials import Credential, CredentialStore
+from dataplane.worker.errors import IdentityUnavailable
+from dataplane.worker.flows import COMPLETE, FlowQueue, FlowTemplate
+from dataplane.worker.log import WorkerLog
+from dataplane.worker.slices import SliceRunner
 from proto.mycelia import worker_pb2 as pb
 from tests.kit.certificates import issue, shared_root
 from transport.errors import MeshError
 from transport.reactor import Reactor
 from transport.spiffe import SpiffeId
 from transport.tls.errors import TlsSettingsInvalid
-from ztunnel.state.labels import LABEL_NAMES, with_flags
-from ztunnel.worker import counters
-from ztunnel.worker.counters import TrafficTable
-from ztunnel.worker.credentials import Credential, CredentialStore
-from ztunnel.worker.errors import IdentityUnavailable
-from ztunnel.worker.flows import COMPLETE, FlowQueue, FlowTemplate
-from ztunnel.worker.log import WorkerLog
-from ztunnel.worker.slices import SliceRunner
 
 IDENTITY = SpiffeId("cluster.local", "a", "b")
 

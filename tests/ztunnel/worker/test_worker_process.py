@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from dataplane.state.labels import LABEL_NAMES
 from proto.istio import workload_pb2
 from proto.mycelia import worker_pb2 as pb
 from tests.ztunnel.worker.kit import (
@@ -36,7 +37,6 @@ from tests.ztunnel.worker.kit import (
     strict,
     workload,
 )
-from ztunnel.state.labels import LABEL_NAMES
 
 pytestmark = pytest.mark.timeout(60)
 
