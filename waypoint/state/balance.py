@@ -34,7 +34,7 @@ def slow_start_factor(age_s: float, window_s: float, aggression: float = 1.0) ->
 
 
 def of_subset(hosts: Sequence[Host], workloads: Collection[str]) -> list[Host]:
-    return [host for host in hosts if host.endpoint.uid in workloads]
+    return [host for host in hosts if host.member.uid in workloads]
 
 
 class _Level:
@@ -78,7 +78,7 @@ class _Level:
         window_s = self._policy.slow_start_s
         young = [host for host in hosts if window_s and now - host.joined_at < window_s]
         self._young = max((host.joined_at for host in young), default=0.0) + window_s if young else None
-        weights = [host.endpoint.weight for host in hosts]
+        weights = [host.member.weight for host in hosts]
         is_even = len(set(weights)) <= 1
         self._cumulative = None if is_even else list(accumulate(weights))
         algorithm = self._policy.algorithm
@@ -124,7 +124,7 @@ class _Level:
         return self._hosts[key_hash % len(self._hosts)]
 
     def _build(self) -> Ring | Maglev:
-        named = [(host.endpoint.uid, max(host.endpoint.weight, 1)) for host in self._table_hosts]
+        named = [(host.member.uid, max(host.member.weight, 1)) for host in self._table_hosts]
         if self._policy.algorithm is Algorithm.MAGLEV:
             return build_maglev(named)
         return build_ring(named, self._policy.minimum_ring_size)
@@ -135,7 +135,7 @@ class _Level:
         return self._hosts[bisect_right(self._cumulative, int(self._random() * self._cumulative[-1]))]
 
     def _weight(self, host: Host) -> float:
-        weight = max(host.endpoint.weight, 1)
+        weight = max(host.member.weight, 1)
         if self._young is None:
             return weight
         return weight * slow_start_factor(self._now - host.joined_at, self._policy.slow_start_s)
@@ -196,7 +196,7 @@ class Balancer:
         """The host of a session, if it is there and available."""
         tokens = self._tokens
         if tokens is None:
-            tokens = self._tokens = {endpoint_token(host.endpoint.uid): host for host in self._hosts}
+            tokens = self._tokens = {endpoint_token(host.member.uid): host for host in self._hosts}
         host = tokens.get(token)
         return host if host is not None and host.is_available else None
 

@@ -12,10 +12,10 @@ from waypoint.state.retry import is_within_budget
 class Circuit:
     """Counts, and whether there is room for one more. Every granted `may_...` is ended by its `end_...`."""
 
-    __slots__ = ("_budget", "_pool", "connections", "overflows", "pending", "requests", "retries")
+    __slots__ = ("_budget", "connections", "overflows", "pending", "pool", "requests", "retries")
 
     def __init__(self, pool: ConnectionPool, budget: RetryBudget | None = None) -> None:
-        self._pool = pool
+        self.pool = pool
         self._budget = budget
         self.connections = 0
         self.pending = 0
@@ -25,11 +25,12 @@ class Circuit:
 
     def change(self, pool: ConnectionPool, budget: RetryBudget | None) -> None:
         """New limits; what is in flight above them ends by itself."""
-        self._pool = pool
+        self.pool = pool
         self._budget = budget
 
-    def may_connect(self) -> bool:
-        if self.connections >= self._pool.maximum_connections:
+    def may_connect(self, *, is_first: bool = False) -> bool:
+        """An endpoint's first connection is always allowed: nobody would ever serve who waits for it."""
+        if self.connections >= self.pool.maximum_connections and not is_first:
             return self._overflow()
         self.connections += 1
         return True
@@ -40,7 +41,7 @@ class Circuit:
 
     def may_wait(self) -> bool:
         """A request waits for a connection."""
-        if self.pending >= self._pool.maximum_pending:
+        if self.pending >= self.pool.maximum_pending:
             return self._overflow()
         self.pending += 1
         return True
@@ -50,7 +51,7 @@ class Circuit:
         self.pending -= 1
 
     def may_request(self) -> bool:
-        if self.requests >= self._pool.maximum_requests:
+        if self.requests >= self.pool.maximum_requests:
             return self._overflow()
         self.requests += 1
         return True
@@ -67,7 +68,7 @@ class Circuit:
             self.requests + self.pending,
             percent=None if budget is None else budget.percent,
             minimum=0 if budget is None else budget.minimum_concurrency,
-            maximum=self._pool.maximum_retries,
+            maximum=self.pool.maximum_retries,
         ):
             return self._overflow()
         self.retries += 1
@@ -79,7 +80,7 @@ class Circuit:
 
     def is_used_up(self, requests_served: int) -> bool:
         """Whether a connection that carried so many requests is not to be given another."""
-        return requests_served >= self._pool.requests_per_connection
+        return requests_served >= self.pool.requests_per_connection
 
     def _overflow(self) -> bool:
         self.overflows += 1

@@ -9,25 +9,29 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from waypoint.state.destinations import LocalityMatch
-from waypoint.state.hosts import Endpoint, Host
+from waypoint.state.hosts import Host, Member
 
 _OVERPROVISIONING = 140
 
 
 def levels(hosts: Sequence[Host], failover: Sequence[LocalityMatch]) -> list[list[Host]]:
-    """Hosts by the first locality that matches, the rest last; empty levels are left out."""
-    ranked: list[list[Host]] = [[] for _ in range(len(failover) + 1)]
+    """Hosts by the first locality that matches, the rest last; without any to match, by their preference.
+
+    Empty levels are left out.
+    """
+    ranked: dict[int, list[Host]] = {}
     for host in hosts:
-        ranked[_rank(host.endpoint, failover)].append(host)
-    return [level for level in ranked if level]
+        rank = _rank(host.member, failover) if failover else host.member.preference
+        ranked.setdefault(rank, []).append(host)
+    return [ranked[rank] for rank in sorted(ranked)]
 
 
-def _rank(endpoint: Endpoint, failover: Sequence[LocalityMatch]) -> int:
+def _rank(member: Member, failover: Sequence[LocalityMatch]) -> int:
     for rank, match in enumerate(failover):
         if (
-            match.region in ("", endpoint.region)
-            and match.zone in ("", endpoint.zone)
-            and match.subzone in ("", endpoint.subzone)
+            match.region in ("", member.region)
+            and match.zone in ("", member.zone)
+            and match.subzone in ("", member.subzone)
         ):
             return rank
     return len(failover)

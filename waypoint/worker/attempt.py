@@ -9,10 +9,11 @@ from transport.http1.errors import UnwritableHead
 from transport.http2.error_codes import ErrorCode
 from transport.http2.events import Header
 from transport.reactor import Timer
+from waypoint.state.hosts import Application, Endpoint
 from waypoint.worker.answers import UNWRITABLE_REQUEST
 from waypoint.worker.failures import Cause, Failure
+from waypoint.worker.headers import value_of
 from waypoint.worker.http_connection import HttpConnection
-from waypoint.worker.plan import Application, Endpoint
 
 if TYPE_CHECKING:
     from waypoint.worker.exchange import Exchange
@@ -29,6 +30,7 @@ class Attempt:
         "application",
         "connection",
         "endpoint",
+        "grpc_status",
         "has_responded",
         "is_over",
         "opened_at",
@@ -43,6 +45,7 @@ class Attempt:
         self.connection: HttpConnection | None = None
         self.stream_id = 0
         self.status = 0
+        self.grpc_status = b""
         self.has_responded = False
         self.is_over = False
         self.opened_at = 0.0
@@ -82,6 +85,8 @@ class Attempt:
     def on_headers(self, headers: list[Header], end_stream: bool, is_trailers: bool) -> None:
         exchange = self._exchange
         if is_trailers:
+            if exchange.request.is_grpc:
+                self.grpc_status = value_of(headers, b"grpc-status")
             exchange.on_response_trailers(headers)
             return
         status = int(headers[0][1])
@@ -89,6 +94,8 @@ class Attempt:
             self.status = status
             self.has_responded = True
             self._stop_timer()
+            if end_stream and exchange.request.is_grpc:
+                self.grpc_status = value_of(headers, b"grpc-status")
             exchange.on_response(self, status, headers, end_stream)
         else:
             exchange.on_informational(headers)
@@ -131,7 +138,7 @@ class Attempt:
         plan = self._exchange.plan
         if not self._is_told and plan is not None:
             self._is_told = True
-            plan.on_try_over(self.endpoint, self.status, failure)
+            plan.on_try_over(self.endpoint, self.status, failure, self.grpc_status)
 
     def finish(self) -> None:
         """The response ended in order, and the request too: the connection is free again."""

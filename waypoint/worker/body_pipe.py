@@ -1,18 +1,16 @@
 """One direction of an exchange: body pieces and trailers from one connection's stream to another's.
 
 The sender gets credit only for what the other side took; what it did not take is kept, and bounded by what
-the sender may send without credit. With `may_replay`, what was sent is remembered up to a bound, so that it
-can be sent once more elsewhere.
+the sender may send without credit. After `keep`, what was sent is remembered up to a bound, so that it can be
+sent once more elsewhere.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from typing import Final, Protocol
+from typing import Protocol
 
 from transport.http2.events import Header
-
-MAX_REPLAY_BYTES: Final = 64 * 1024
 
 
 class BodySource(Protocol):
@@ -33,6 +31,7 @@ class BodyPipe:
     __slots__ = (
         "_held",
         "_replay",
+        "_replay_room",
         "_sink",
         "_sink_id",
         "_source",
@@ -44,13 +43,14 @@ class BodyPipe:
         "trailers",
     )
 
-    def __init__(self, source: BodySource, source_id: int, *, may_replay: bool = False) -> None:
+    def __init__(self, source: BodySource, source_id: int) -> None:
         self._source = source
         self._source_id = source_id
         self._sink: BodySink | None = None
         self._sink_id = 0
         self._held: deque[memoryview] | None = None
-        self._replay: list[bytes] | None = [] if may_replay else None
+        self._replay: list[bytes] | None = []  # nothing was sent, so nothing is missing
+        self._replay_room = 0
         self.trailers: list[Header] | None = None
         self.body_bytes = 0
         self.is_all_received = False
@@ -61,6 +61,10 @@ class BodyPipe:
     def is_empty(self) -> bool:
         """All is received and nothing is left to send: headers can end the stream."""
         return self.is_all_received and not self._held and self.trailers is None
+
+    def keep(self, room_bytes: int) -> None:
+        """Remember so much of what is sent; called before anything was."""
+        self._replay_room = room_bytes
 
     @property
     def can_rewind(self) -> bool:
@@ -135,7 +139,9 @@ class BodyPipe:
             # What is sent again was credited when it was sent first.
             self._held = held
             self._replay = []
-            self._source = _Credited(self._source, sum(map(len, replay)))
+            size = sum(map(len, replay))
+            self._replay_room += size
+            self._source = _Credited(self._source, size)
 
     def settle(self) -> None:
         """There will be no other sink: remember nothing."""
@@ -184,7 +190,8 @@ class BodyPipe:
     def _remember(self, piece: bytes) -> None:
         replay = self._replay
         assert replay is not None
-        if sum(map(len, replay)) + len(piece) > MAX_REPLAY_BYTES:
+        self._replay_room -= len(piece)
+        if self._replay_room < 0:
             self._replay = None
         else:
             replay.append(piece)

@@ -17,9 +17,9 @@ from transport.hbone.tunnel import TunnelStream
 from transport.reactor import Reactor, Registration, Timer
 from transport.sockets import finish_connect, start_connect
 from transport.spiffe import SpiffeId
+from waypoint.state.hosts import Endpoint
 from waypoint.worker.byte_stream import ByteStream
 from waypoint.worker.errors import ConnectTimeout, StreamBroken
-from waypoint.worker.plan import Endpoint
 from waypoint.worker.tcp_stream import TcpStream
 from waypoint.worker.tunnel_stream import TunnelByteStream
 
@@ -49,7 +49,9 @@ class TcpDialler:
         self._connect_timeout_s = connect_timeout_s
 
     def dial(self, endpoint: Endpoint, done: DialDone) -> Dial:
-        return _TcpDial(self._reactor, self._buffer, endpoint, self._connect_timeout_s, done)
+        circuit = endpoint.circuit
+        timeout_s = self._connect_timeout_s if circuit is None else circuit.pool.connect_timeout_s
+        return _TcpDial(self._reactor, self._buffer, endpoint, timeout_s, done)
 
 
 class _TcpDial:
@@ -146,12 +148,16 @@ class _TunnelDial:
         self._pool = pool
         self._done: DialDone | None = done
         host, port = endpoint.address
-        template = RequestTemplate(socket_text(host, port), baggage=origin.baggage)
+        self._target = socket_text(host, port)
+        template = RequestTemplate(self._target, baggage=origin.baggage)
         self.headers: Headers = template.headers(origin.address, 0, new_traceparent())
         self.tunnel: TunnelStream | None = None
         self.repeats = 0
         peer = endpoint.hbone_address or (host, HBONE_PORT)
         self._key = PoolKey(origin.identity, endpoint.identities, peer, origin.address)
+        self._timer: Timer | None = None
+        if endpoint.circuit is not None:
+            self._timer = pool.reactor.call_later(endpoint.circuit.pool.connect_timeout_s, self._on_timeout)
         pool.reactor.call_soon(self._begin)
 
     def _begin(self) -> None:
@@ -159,11 +165,24 @@ class _TunnelDial:
             self._pool.open(self._key, self)
 
     def cancel(self) -> None:
+        self._stop_timer()
         if self._done is not None:
             self._done = None
             self._pool.cancel(self._key, self)
 
+    def _on_timeout(self) -> None:
+        done = self._done
+        self.cancel()
+        if done is not None:
+            done(ConnectTimeout(f"no tunnel for {self._target} in time"))
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
     def _tell(self, result: ByteStream | MeshError) -> None:
+        self._stop_timer()
         done, self._done = self._done, None
         if done is not None:
             done(result)

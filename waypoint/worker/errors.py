@@ -24,3 +24,24 @@ class StreamBroken(MeshError):
 
     code = "MYC-7055"
     blame = Blame.REMOTE
+
+
+class IdleTooLong(MeshError):
+    """A relayed connection carried nothing for its destination's idle time."""
+
+    code = "MYC-7056"
+    blame = Blame.POLICY
+
+
+class OpenTooLong(MeshError):
+    """A relayed connection was open for as long as its destination allows."""
+
+    code = "MYC-7057"
+    blame = Blame.POLICY
+
+
+class NameNotResolved(MeshError):
+    """An endpoint is known by a name only, and the name has no address."""
+
+    code = "MYC-7058"
+    blame = Blame.ENVIRONMENT

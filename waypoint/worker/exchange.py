@@ -14,14 +14,15 @@ from transport.http2.error_codes import ErrorCode
 from transport.http2.events import Header
 from transport.http_path import Refusal
 from transport.reactor import Timer
+from waypoint.state.hosts import Application, Endpoint
 from waypoint.worker import answers
 from waypoint.worker.answers import Answer
 from waypoint.worker.attempt import Attempt
 from waypoint.worker.body_pipe import BodyPipe
 from waypoint.worker.failures import Cause, Failure, answer_to, flag_of
-from waypoint.worker.headers import Request, add_forwarded_proto, read_request, read_response
+from waypoint.worker.headers import Request, add_forwarded_proto, read_request, read_response, value_of
 from waypoint.worker.http_connection import HttpConnection
-from waypoint.worker.plan import Application, Endpoint, Outcome, Plan, Source
+from waypoint.worker.plan import Outcome, Plan, Source
 
 if TYPE_CHECKING:
     from waypoint.worker.proxy import Proxy
@@ -71,7 +72,7 @@ class Exchange:
         self._downstream = downstream
         self._stream_id = stream_id
         self._began = proxy.reactor.now
-        self.request_pipe = BodyPipe(downstream, stream_id, may_replay=True)
+        self.request_pipe = BodyPipe(downstream, stream_id)
         self.response_pipe: BodyPipe | None = None
         self.plan: Plan | None = None
         self.attempt: Attempt | None = None
@@ -118,6 +119,7 @@ class Exchange:
             self.respond(plan)
             return
         self.plan = plan
+        self.request_pipe.keep(plan.replay_bytes)
         self._start_timers(plan)
         if plan.delay_s:
             self._delay_timer = proxy.reactor.call_later(plan.delay_s, self._after_delay)
@@ -148,10 +150,18 @@ class Exchange:
         self._tried.append(endpoint)
         self.outcome.attempts += 1
         self.outcome.upstream = endpoint
-        # Only HTTP/1.1 can change to another protocol.
-        application = Application.HTTP1 if self.request.upgrade else endpoint.application
+        application = self._application(endpoint)
         attempt = self.attempt = Attempt(self, endpoint, application)
         self.proxy.upstreams.acquire(endpoint, application, attempt)
+
+    def _application(self, endpoint: Endpoint) -> Application:
+        """Only HTTP/1.1 can change to another protocol; without a protocol of its own it is the client's."""
+        if self.request.upgrade:
+            return Application.HTTP1
+        own = endpoint.application
+        if own is None:
+            return Application.HTTP2 if self._downstream.is_http2 else Application.HTTP1
+        return own
 
     def on_attempt_failed(self, attempt: Attempt, failure: Failure) -> None:
         """The try is over without a whole response."""
@@ -166,13 +176,11 @@ class Exchange:
             return
         plan = self.plan
         assert plan is not None
-        pipe = self.request_pipe
-        if pipe.can_rewind:
-            delay_s = plan.retry_after_failure(failure, self._tried)
-            if delay_s is not None:
-                self._try_again(delay_s)
-                return
-        self.respond(answer_to(failure))
+        delay_s = plan.retry_after_failure(failure, self._tried, is_body_held=self.request_pipe.can_rewind)
+        if delay_s is not None:
+            self._try_again(delay_s)
+        else:
+            self.respond(answer_to(failure))
 
     def _try_again(self, delay_s: float) -> None:
         self.request_pipe.rewind()
@@ -203,8 +211,8 @@ class Exchange:
         if self._has_response_begun:
             return
         pipe = self.request_pipe
-        if status != 101 and pipe.can_rewind:
-            delay_s = plan.retry_after_response(status, headers, self._tried)
+        if status != 101:
+            delay_s = plan.retry_after_response(status, headers, self._tried, is_body_held=pipe.can_rewind)
             if delay_s is not None:
                 self.attempt = None
                 attempt.cancel()
@@ -222,7 +230,7 @@ class Exchange:
             headers = read_response(headers, int((now - attempt.opened_at) * 1000))
             plan.on_response(status, headers)
         if end_stream and self.request.is_grpc:
-            outcome.grpc_status = _value(headers, b"grpc-status")
+            outcome.grpc_status = attempt.grpc_status
         self._has_response_begun = True
         downstream, stream_id = self._downstream, self._stream_id
         try:
@@ -247,7 +255,7 @@ class Exchange:
 
     def on_response_trailers(self, headers: list[Header]) -> None:
         if self.request.is_grpc:
-            self.outcome.grpc_status = _value(headers, b"grpc-status")
+            self.outcome.grpc_status = value_of(headers, b"grpc-status")
         pipe = self.response_pipe
         if pipe is not None:
             pipe.push_trailers(headers)
@@ -393,7 +401,3 @@ class Exchange:
         if self.plan is not None:
             self.plan.on_over(outcome)
         self.proxy.on_exchange_over(self)
-
-
-def _value(headers: list[Header], wanted: bytes) -> bytes:
-    return next((value for name, value in headers if name == wanted), b"")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import random
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -164,6 +165,11 @@ def add_forwarded_proto(request: Request) -> None:
     """Say how the request came to us, unless someone before us did."""
     if not any(name == b"x-forwarded-proto" for name, _ in request.headers):
         request.headers.append((b"x-forwarded-proto", request.scheme))
+
+
+def value_of(headers: Iterable[Header], wanted: bytes) -> bytes:
+    """The first line's value; empty where there is none."""
+    return next((value for name, value in headers if name == wanted), b"")
 
 
 def is_grpc_type(value: bytes) -> bool:

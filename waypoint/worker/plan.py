@@ -11,33 +11,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from dataplane.state.model import Service, Workload
+from transport.errors import MeshError
 from transport.http2.events import Header
 from transport.spiffe import SpiffeId
+from waypoint.state.hosts import Endpoint
 from waypoint.worker.answers import NO_HEALTHY_UPSTREAM, Answer
 from waypoint.worker.failures import Failure, is_safe_to_repeat
 from waypoint.worker.headers import Request
 
 MAX_SAFE_REPEATS = 2  # waypoint-facts 6
-
-
-class Application(enum.Enum):
-    """What an endpoint speaks."""
-
-    HTTP1 = "http/1.1"
-    HTTP2 = "h2"
-
-
-@dataclass(frozen=True, slots=True)
-class Endpoint:
-    """Where a try goes. `identities`: who may answer over HBONE; empty: plain TCP.
-
-    `hbone_address` is the tunnel's other end, by default port 15008 of the endpoint itself.
-    """
-
-    address: tuple[str, int]
-    application: Application = Application.HTTP1
-    identities: tuple[SpiffeId, ...] = ()
-    hbone_address: tuple[str, int] | None = None
+MAX_REPLAY_BYTES = 1 << 20  # waypoint-facts 6: the retry buffer
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +43,10 @@ class Declared(enum.Enum):
 
 @dataclass(slots=True)
 class Outcome:
-    """How an exchange went; complete when `Plan.on_over` gets it. Status 0: no response began."""
+    """How an exchange went; complete when `Plan.on_over` gets it. Status 0: no response began.
+
+    `flag` is `-`, one of Envoy's flags, or several joined with commas.
+    """
 
     status: int = 0
     flag: str = "-"
@@ -72,6 +59,33 @@ class Outcome:
     upstream_time_s: float | None = None
     grpc_status: bytes = b""
     failure_text: str = ""
+    route_name: str = ""
+    service: Service | None = None  # that the request was for
+    service_port: int = 0
+    cluster: str = ""  # the backend chosen: "namespace/hostname:port" and perhaps "/subset"
+    workload: Workload | None = None  # of the endpoint that the latest try went to
+
+    def add_flag(self, flag: str) -> None:
+        """Join a flag to those that are there."""
+        self.flag = flag if self.flag == "-" else f"{self.flag},{flag}"
+
+
+@dataclass(slots=True)
+class TcpOutcome:
+    """How a relayed connection went. `error` None: it ended in order."""
+
+    sent_bytes: int = 0
+    received_bytes: int = 0
+    duration_s: float = 0.0
+    error: MeshError | None = None
+    flag: str = "-"
+    upstream: Endpoint | None = None
+    server_name: str = ""
+    route_name: str = ""
+    service: Service | None = None
+    service_port: int = 0
+    cluster: str = ""
+    workload: Workload | None = None
 
 
 class Plan(Protocol):
@@ -81,26 +95,48 @@ class Plan(Protocol):
     try_timeout_s: float | None  # one try, until its response begins
     idle_timeout_s: float | None  # nothing at all happens for so long
     delay_s: float  # before the first try (an injected fault)
+    replay_bytes: int  # how much of the request's body is kept for another try; 0: there is none
+    shadows: Sequence[Endpoint]  # where copies of the request go, for nobody's answer
 
     def pick(self, tried: Sequence[Endpoint]) -> Endpoint | Answer:
         """Where the next try goes; `tried` are those before it, the latest last."""
 
-    def retry_after_failure(self, failure: Failure, tried: Sequence[Endpoint]) -> float | None:
+    def retry_after_failure(
+        self, failure: Failure, tried: Sequence[Endpoint], *, is_body_held: bool
+    ) -> float | None:
         """Seconds until another try, or None to give up."""
 
     def retry_after_response(
-        self, status: int, headers: Sequence[Header], tried: Sequence[Endpoint]
+        self, status: int, headers: Sequence[Header], tried: Sequence[Endpoint], *, is_body_held: bool
     ) -> float | None:
         """The same for a response that began; it is passed on if the answer is None."""
 
     def on_response(self, status: int, headers: list[Header]) -> None:
         """Change a response's fields in place before they leave. Answers made here pass too."""
 
-    def on_try_over(self, endpoint: Endpoint, status: int, failure: Failure | None) -> None:
+    def on_try_over(
+        self, endpoint: Endpoint, status: int, failure: Failure | None, grpc_status: bytes
+    ) -> None:
         """A try that `pick` named is over: exactly once each. Status 0: no response began."""
 
     def on_over(self, outcome: Outcome) -> None:
-        """The last call."""
+        """The last call: what the plan knows goes into the outcome."""
+
+
+class TcpPlan(Protocol):
+    """The way of a connection that is no HTTP. Times None: no limit."""
+
+    idle_s: float | None  # no byte in either direction
+    longest_s: float | None  # from its beginning
+
+    def pick(self, tried: Sequence[Endpoint]) -> Endpoint | None:
+        """Where to connect; None: nowhere, or to nobody else."""
+
+    def on_try_over(self, endpoint: Endpoint, error: MeshError | None) -> None:
+        """A connection that `pick` named is over, or could not be made: exactly once each."""
+
+    def on_over(self, outcome: TcpOutcome) -> None:
+        """The last call: what the plan knows goes into the outcome."""
 
 
 class Decider(Protocol):
@@ -109,13 +145,16 @@ class Decider(Protocol):
     def choose(self, request: Request, source: Source) -> Plan | Answer:
         """What becomes of a request; may change `request`."""
 
-    def choose_tcp(self, source: Source) -> Endpoint | None:
-        """Where a connection that is no HTTP goes; None: nowhere."""
+    def wants_server_name(self, source: Source) -> bool:
+        """Whether `choose_tcp` needs the name in a TLS ClientHello."""
+
+    def choose_tcp(self, source: Source, server_name: str | None) -> TcpPlan | None:
+        """What becomes of a connection that is no HTTP; None: nothing, it is refused."""
 
 
 @dataclass(slots=True)
 class DirectPlan:
-    """The simplest plan: endpoints in turn, safe repetitions only. Base of richer ones, and for tests."""
+    """The simplest plan: endpoints in turn, safe repetitions only. For tests, and to measure against."""
 
     endpoints: Sequence[Endpoint]
     method: bytes = b"GET"
@@ -123,25 +162,50 @@ class DirectPlan:
     try_timeout_s: float | None = None
     idle_timeout_s: float | None = None
     delay_s: float = 0.0
+    replay_bytes: int = 64 * 1024
+    shadows: Sequence[Endpoint] = ()
 
     def pick(self, tried: Sequence[Endpoint]) -> Endpoint | Answer:
         if not self.endpoints:
             return NO_HEALTHY_UPSTREAM
         return self.endpoints[len(tried) % len(self.endpoints)]
 
-    def retry_after_failure(self, failure: Failure, tried: Sequence[Endpoint]) -> float | None:
-        return 0.0 if len(tried) <= MAX_SAFE_REPEATS and is_safe_to_repeat(failure, self.method) else None
+    def retry_after_failure(
+        self, failure: Failure, tried: Sequence[Endpoint], *, is_body_held: bool
+    ) -> float | None:
+        is_safe = is_body_held and is_safe_to_repeat(failure, self.method)
+        return 0.0 if is_safe and len(tried) <= MAX_SAFE_REPEATS else None
 
     def retry_after_response(
         self,
         status: int,  # noqa: ARG002 - the seam's
         headers: Sequence[Header],  # noqa: ARG002
         tried: Sequence[Endpoint],  # noqa: ARG002
+        *,
+        is_body_held: bool,  # noqa: ARG002
     ) -> float | None:
         return None
 
     def on_response(self, status: int, headers: list[Header]) -> None: ...
 
-    def on_try_over(self, endpoint: Endpoint, status: int, failure: Failure | None) -> None: ...
+    def on_try_over(
+        self, endpoint: Endpoint, status: int, failure: Failure | None, grpc_status: bytes
+    ) -> None: ...
 
     def on_over(self, outcome: Outcome) -> None: ...
+
+
+@dataclass(slots=True)
+class DirectTcpPlan:
+    """One endpoint, one try."""
+
+    endpoint: Endpoint
+    idle_s: float | None = None
+    longest_s: float | None = None
+
+    def pick(self, tried: Sequence[Endpoint]) -> Endpoint | None:
+        return None if tried else self.endpoint
+
+    def on_try_over(self, endpoint: Endpoint, error: MeshError | None) -> None: ...
+
+    def on_over(self, outcome: TcpOutcome) -> None: ...

@@ -19,15 +19,15 @@ from transport.http2.settings import Role
 from transport.http_path import PathNormalization
 from transport.reactor import Reactor, Timer
 from waypoint.worker.byte_stream import ByteStream
-from waypoint.worker.dial import Dial, Dialler
+from waypoint.worker.dial import Dialler
 from waypoint.worker.exchange import Exchange
 from waypoint.worker.failures import Cause, Failure
 from waypoint.worker.http1_connection import Http1Connection
 from waypoint.worker.http2_connection import SETTINGS, Http2Connection
 from waypoint.worker.http_connection import HttpConnection
-from waypoint.worker.plan import Decider, Declared, Source
+from waypoint.worker.plan import Decider, Declared, Source, TcpOutcome
 from waypoint.worker.sniff import Verdict, sniff
-from waypoint.worker.tcp_relay import TcpRelay
+from waypoint.worker.tcp_exchange import TcpExchange
 from waypoint.worker.upstreams import Upstreams
 
 _HTTP1 = Http1Settings()
@@ -53,7 +53,7 @@ class Observer(Protocol):
     def on_rejected(self, source: Source, status: int, reason: str) -> None:
         """A codec turned a request away before it was one."""
 
-    def on_tcp(self, source: Source, sent_bytes: int, received_bytes: int, error: MeshError | None) -> None:
+    def on_tcp(self, source: Source, outcome: TcpOutcome) -> None:
         """A relayed connection is over, or could not be made."""
 
 
@@ -64,9 +64,7 @@ class Nobody:
 
     def on_rejected(self, source: Source, status: int, reason: str) -> None: ...
 
-    def on_tcp(
-        self, source: Source, sent_bytes: int, received_bytes: int, error: MeshError | None
-    ) -> None: ...
+    def on_tcp(self, source: Source, outcome: TcpOutcome) -> None: ...
 
 
 class Proxy:
@@ -126,34 +124,9 @@ class Proxy:
 
     def relay(self, stream: ByteStream, source: Source, first: bytes | bytearray = b"") -> None:
         """Pass a stream through as it is."""
-        endpoint = self.decider.choose_tcp(source)
-        if endpoint is None:
-            stream.abort()
-            self.observer.on_tcp(source, 0, 0, None)
-            return
-        key = object()
-
-        def done(result: ByteStream | MeshError) -> None:
-            if isinstance(result, MeshError):
-                self.relays.pop(key, None)
-                stream.abort()
-                self.observer.on_tcp(source, 0, 0, result)
-                return
-            relay = TcpRelay(stream, result, over)
-            self.relays[key] = relay.abort
-            relay.start(first)
-
-        def over(sent: int, received: int, error: MeshError | None) -> None:
-            self.relays.pop(key, None)
-            self.observer.on_tcp(source, sent, received, error)
-
-        dial: Dial = self.dialler.dial(endpoint, done)
-
-        def give_up() -> None:
-            dial.cancel()
-            stream.abort()
-
-        self.relays[key] = give_up
+        exchange = TcpExchange(self, stream, source)
+        self.relays[exchange] = exchange.abort
+        exchange.start(first)
 
     def drain(self) -> None:
         """Take no more requests on open connections; they close after those under way."""
@@ -177,6 +150,10 @@ class Proxy:
 
     def on_exchange_over(self, exchange: Exchange) -> None:
         self.observer.on_exchange(exchange, exchange.source)
+
+    def on_tcp_over(self, exchange: TcpExchange, source: Source) -> None:
+        self.relays.pop(exchange, None)
+        self.observer.on_tcp(source, exchange.outcome)
 
     def _sweep(self) -> None:
         self._sweep_timer = None

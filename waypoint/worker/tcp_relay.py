@@ -35,8 +35,22 @@ class TcpRelay:
         up.stream.start(up)
         down.stream.start(down)
 
-    def abort(self) -> None:
-        self.lose(None, None)
+    @property
+    def sent_bytes(self) -> int:
+        """From the client to the upstream so far."""
+        return self._ends[0].received_bytes
+
+    @property
+    def received_bytes(self) -> int:
+        return self._ends[1].received_bytes
+
+    def end_client(self) -> None:
+        """The client's end came before the start."""
+        self._ends[0].on_eof()
+
+    def abort(self, error: MeshError | None = None) -> None:
+        """End both at once; `error` is why."""
+        self.lose(None, error)
 
     def end_if_done(self) -> None:
         down, up = self._ends

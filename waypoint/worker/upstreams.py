@@ -5,12 +5,13 @@ room, else the request waits, and dials are under way: one for each waiting requ
 time over HTTP/2. Who waits is served by a dial or by a connection that gets free, whichever comes first.
 
 Bounds for each endpoint: `max_connections`, then requests wait; `max_waiting`, then Cause.OVERFLOW;
-`idle_s` for unused connections; `max_requests` on one connection.
+`idle_s` for unused connections. An endpoint's circuit has its cluster's own limits besides: connections of
+all its endpoints (but each may have one), waiting requests, requests and streams on a connection, and the
+idle time in place of ours.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -22,6 +23,8 @@ from transport.http2.events import Header
 from transport.http2.settings import Role
 from transport.reactor import Reactor, Timer
 from transport.socket_errors import ConnectTimedOut
+from waypoint.state.destinations import UNLIMITED
+from waypoint.state.hosts import Application, Endpoint
 from waypoint.worker.byte_stream import ByteStream
 from waypoint.worker.dial import Dial, Dialler
 from waypoint.worker.errors import ConnectTimeout
@@ -29,26 +32,25 @@ from waypoint.worker.failures import Cause, Failure
 from waypoint.worker.http1_connection import Http1Connection
 from waypoint.worker.http2_connection import SETTINGS, Http2Connection
 from waypoint.worker.http_connection import HttpConnection
-from waypoint.worker.plan import Application, Endpoint
 
 _SWEEP_S = 5.0
 _HTTP1 = Http1Settings()
 _TIMEOUTS = (ConnectTimeout, ConnectTimedOut)
+_ENDING = Failure(Cause.CONNECT_FAILURE, "the waypoint ends")
 
 
 @dataclass(frozen=True, slots=True)
 class UpstreamSettings:
-    """Limits for each endpoint."""
+    """The worker's own limits, for each endpoint."""
 
     idle_s: float = 3600.0
     max_connections: int = 4096
     max_waiting: int = 10_000
-    max_requests: int = 0  # on one connection; 0: any number
     codec: http1.CodecKind = "lean"
 
 
 class Waiter(Protocol):
-    """Who wants a connection."""
+    """Who wants a connection. Hashed by identity."""
 
     def on_connection(self, connection: HttpConnection) -> None:
         """It has room: open a stream now."""
@@ -64,32 +66,45 @@ class Upstreams:
         self.reactor = reactor
         self.dialler = dialler
         self.settings = settings or UpstreamSettings()
-        self._hosts: dict[tuple[Endpoint, Application], _Host] = {}
+        self._hosts: dict[Application, dict[Endpoint, _Host]] = {kind: {} for kind in Application}
         self._sweep_timer: Timer | None = None
         self._is_closed = False
 
     def acquire(self, endpoint: Endpoint, application: Application, waiter: Waiter) -> None:
         """Get `waiter` a connection that speaks `application`; it hears now or later."""
-        key = (endpoint, application)
-        host = self._hosts.get(key)
+        host = self._hosts[application].get(endpoint)
         if host is None:
             if self._is_closed:
-                waiter.on_connect_failed(Failure(Cause.CONNECT_FAILURE, "the waypoint ends"))
+                waiter.on_connect_failed(_ENDING)
                 return
-            host = self._hosts[key] = _Host(self, endpoint, application)
+            host = self._hosts[application][endpoint] = _Host(self, endpoint, application)
             if self._sweep_timer is None:
                 self._sweep_timer = self.reactor.call_later(_SWEEP_S, self._sweep)
         host.acquire(waiter)
 
     def cancel(self, endpoint: Endpoint, application: Application, waiter: Waiter) -> None:
         """Withdraw a waiter; it hears nothing more."""
-        host = self._hosts.get((endpoint, application))
-        if host is not None and waiter in host.waiting:
-            host.waiting.remove(waiter)
+        host = self._hosts[application].get(endpoint)
+        if host is not None:
+            host.cancel(waiter)
+
+    def drain(self, endpoint: Endpoint) -> None:
+        """Nothing new goes there: unused connections close, the others when their requests have ended.
+
+        Whoever has chosen the endpoint before still gets a connection.
+        """
+        for hosts in self._hosts.values():
+            host = hosts.get(endpoint)
+            if host is not None:
+                host.drain()
 
     @property
     def open_connections(self) -> int:
-        return sum(len(host.connections) for host in self._hosts.values())
+        return sum(len(host.connections) + len(host.retiring) for host in self._all())
+
+    @property
+    def waiting_requests(self) -> int:
+        return sum(host.waiting_requests for host in self._all())
 
     def close(self) -> None:
         """Close all; who waits and who has a stream is told."""
@@ -97,18 +112,22 @@ class Upstreams:
         if self._sweep_timer is not None:
             self._sweep_timer.cancel()
             self._sweep_timer = None
-        for host in list(self._hosts.values()):
+        for host in self._all():
             host.close()
-        self._hosts.clear()
+        for hosts in self._hosts.values():
+            hosts.clear()
+
+    def _all(self) -> list[_Host]:
+        return [host for hosts in self._hosts.values() for host in hosts.values()]
 
     def _sweep(self) -> None:
         self._sweep_timer = None
-        limit = self.reactor.now - self.settings.idle_s
-        for key, host in list(self._hosts.items()):
-            host.sweep(limit)
-            if not (host.connections or host.waiting or host.dials):
-                del self._hosts[key]
-        if self._hosts and not self._is_closed:
+        for hosts in self._hosts.values():
+            for endpoint, host in list(hosts.items()):
+                host.sweep()
+                if host.is_unused:
+                    del hosts[endpoint]
+        if any(self._hosts.values()) and not self._is_closed:
             self._sweep_timer = self.reactor.call_later(_SWEEP_S, self._sweep)
 
 
@@ -118,28 +137,58 @@ class _Host:
     def __init__(self, upstreams: Upstreams, endpoint: Endpoint, application: Application) -> None:
         self._upstreams = upstreams
         self._endpoint = endpoint
+        self._circuit = endpoint.circuit
         self._is_http2 = application is Application.HTTP2
         self.connections: dict[HttpConnection, int] = {}  # -> requests so far
+        self.retiring: set[HttpConnection] = set()  # closing after the requests they have
         self._free: list[HttpConnection] = []  # HTTP/1.1, the latest used last
-        self.waiting: deque[Waiter] = deque()
-        self.dials: set[Dial] = set()
+        self._waiting: dict[Waiter, None] = {}
+        self._dials: set[Dial] = set()
+        self._is_draining = False
+
+    @property
+    def is_unused(self) -> bool:
+        return not (self.connections or self.retiring or self._waiting or self._dials)
+
+    @property
+    def waiting_requests(self) -> int:
+        return len(self._waiting)
 
     def acquire(self, waiter: Waiter) -> None:
-        if not self.waiting:
+        self._is_draining = False
+        if not self._waiting:
             connection = self._find()
             if connection is not None:
                 self._hand(connection, waiter)
                 return
-        if len(self.waiting) >= self._upstreams.settings.max_waiting:
+        if len(self._waiting) >= self._upstreams.settings.max_waiting or not self._may_wait():
             waiter.on_connect_failed(Failure(Cause.OVERFLOW))
             return
-        self.waiting.append(waiter)
+        self._waiting[waiter] = None
         self._dial()
+
+    def _may_wait(self) -> bool:
+        return self._circuit is None or self._circuit.may_wait()
+
+    def cancel(self, waiter: Waiter) -> None:
+        if waiter in self._waiting:
+            self._remove(waiter)
+
+    def _remove(self, waiter: Waiter) -> None:
+        del self._waiting[waiter]
+        if self._circuit is not None:
+            self._circuit.end_wait()
+
+    def _next(self) -> Waiter:
+        waiter = next(iter(self._waiting))
+        self._remove(waiter)
+        return waiter
 
     def _find(self) -> HttpConnection | None:
         if self._is_http2:
+            limit = UNLIMITED if self._circuit is None else self._circuit.pool.maximum_streams
             for connection in self.connections:
-                if connection.has_room:
+                if connection.has_room and len(connection.users) < limit:
                     return connection
             return None
         free = self._free
@@ -152,33 +201,52 @@ class _Host:
         return None
 
     def _hand(self, connection: HttpConnection, waiter: Waiter) -> None:
-        self.connections[connection] += 1
+        served = self.connections[connection] = self.connections[connection] + 1
+        if self._circuit is not None and self._circuit.is_used_up(served):
+            self._retire(connection)
         waiter.on_connection(connection)
 
+    def _retire(self, connection: HttpConnection) -> None:
+        """Give it no more requests; it closes after those that it has."""
+        self._forget(connection)
+        self.retiring.add(connection)
+
     def _serve(self) -> None:
-        while self.waiting:
+        while self._waiting:
             connection = self._find()
             if connection is None:
                 self._dial()
                 return
-            self._hand(connection, self.waiting.popleft())
+            self._hand(connection, self._next())
+        if self._is_draining:
+            self.drain()
 
     def _dial(self) -> None:
-        wanted = min(len(self.waiting), 1) if self._is_http2 else len(self.waiting)
+        wanted = min(len(self._waiting), 1) if self._is_http2 else len(self._waiting)
         room = self._upstreams.settings.max_connections - len(self.connections)
-        while len(self.dials) < min(wanted, room):
+        circuit = self._circuit
+        while len(self._dials) < min(wanted, room):
+            if circuit is not None:
+                is_first = not self.connections and not self._dials
+                if not circuit.may_connect(is_first=is_first):
+                    return
             self._dial_once()
 
     def _dial_once(self) -> None:
         def done(result: ByteStream | MeshError) -> None:
-            self.dials.discard(dial)
+            self._dials.discard(dial)
             if isinstance(result, MeshError):
+                self._end_connection()
                 self._on_dial_failed(result)
             else:
                 self._on_dialled(result)
 
         dial = self._upstreams.dialler.dial(self._endpoint, done)
-        self.dials.add(dial)
+        self._dials.add(dial)
+
+    def _end_connection(self) -> None:
+        if self._circuit is not None:
+            self._circuit.end_connection()
 
     def _on_dialled(self, stream: ByteStream) -> None:
         upstreams = self._upstreams
@@ -199,13 +267,16 @@ class _Host:
         cause = Cause.CONNECT_TIMEOUT if isinstance(error, _TIMEOUTS) else Cause.CONNECT_FAILURE
         failure = Failure(cause, str(error))
         # Each waiting request had a dial of its own over HTTP/1.1, all had this one over HTTP/2.
-        count = len(self.waiting) if self._is_http2 else max(len(self.waiting) - len(self.dials), 0)
+        count = len(self._waiting) if self._is_http2 else max(len(self._waiting) - len(self._dials), 0)
         for _ in range(count):
-            if self.waiting:
-                self.waiting.popleft().on_connect_failed(failure)
+            if self._waiting:
+                self._next().on_connect_failed(failure)
 
-    def sweep(self, limit: float) -> None:
-        for connection in list(self.connections):
+    def sweep(self) -> None:
+        upstreams = self._upstreams
+        idle_s = upstreams.settings.idle_s if self._circuit is None else self._circuit.pool.http_idle_s
+        limit = upstreams.reactor.now - idle_s
+        for connection in [*self.connections, *self.retiring]:
             if connection.users:
                 if isinstance(connection, Http2Connection):
                     connection.keep_alive()
@@ -213,18 +284,29 @@ class _Host:
                 self._forget(connection)
                 connection.close()
 
-    def close(self) -> None:
-        for dial in self.dials:
-            dial.cancel()
-        self.dials.clear()
-        failure = Failure(Cause.CONNECT_FAILURE, "the waypoint ends")
-        while self.waiting:
-            self.waiting.popleft().on_connect_failed(failure)
+    def drain(self) -> None:
+        """Close what is unused now, and the rest when its requests have ended."""
+        self._is_draining = True
+        if self._waiting:
+            return
         for connection in list(self.connections):
-            connection.abort(None, Failure(Cause.CLOSED, "the waypoint ends"))
+            self._retire(connection)
+            if not connection.users:
+                connection.close()
+
+    def close(self) -> None:
+        for dial in self._dials:
+            dial.cancel()
+            self._end_connection()
+        self._dials.clear()
+        while self._waiting:
+            self._next().on_connect_failed(_ENDING)
+        for connection in [*self.connections, *self.retiring]:
+            connection.abort(None, Failure(Cause.CLOSED, _ENDING.text))
 
     def _forget(self, connection: HttpConnection) -> None:
-        self.connections.pop(connection, None)
+        if self.connections.pop(connection, None) is not None:
+            self._end_connection()
         if connection in self._free:
             self._free.remove(connection)
 
@@ -237,23 +319,23 @@ class _Host:
     def on_rejected(self, connection: HttpConnection, status: int, reason: str) -> None: ...
 
     def on_room(self, connection: HttpConnection) -> None:
-        limit = self._upstreams.settings.max_requests
-        if limit and self.connections.get(connection, 0) >= limit:
-            self._forget(connection)
-            connection.drain()
-            self._serve()
+        if connection in self.retiring:
+            if not connection.users:
+                connection.close()
             return
         if not self._is_http2 and connection in self.connections:
             self._free.append(connection)
-        if self.waiting:
+        if self._waiting or self._is_draining:
             self._serve()
 
     def on_unusable(self, connection: HttpConnection) -> None:
-        self._forget(connection)
-        if self.waiting:
+        if connection in self.connections:
+            self._retire(connection)
+        if self._waiting:
             self._serve()
 
     def on_closed(self, connection: HttpConnection, error: MeshError | None) -> None:  # noqa: ARG002
         self._forget(connection)
-        if self.waiting:
+        self.retiring.discard(connection)
+        if self._waiting:
             self._dial()

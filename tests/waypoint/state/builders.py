@@ -6,7 +6,7 @@ import pytest
 
 from proto.mycelia import waypoint_pb2 as pb
 from waypoint.state import regex
-from waypoint.state.hosts import Endpoint, Host
+from waypoint.state.hosts import Endpoint, Host, Member
 from waypoint.state.request import Header, RequestFacts
 from waypoint.state.route_table import HttpTable, RouteEntry
 from waypoint.state.routes import service_table
@@ -58,8 +58,16 @@ def request(
     )
 
 
-def host(uid: str, weight: int = 1, locality: tuple[str, str, str] = ("", "", ""), age: float = 0.0) -> Host:
-    return Host(Endpoint(uid, "10.0.0.1", 8080, weight, *locality), joined_at=-age)
+def host(
+    uid: str,
+    weight: int = 1,
+    locality: tuple[str, str, str] = ("", "", ""),
+    age: float = 0.0,
+    *,
+    is_healthy: bool = True,
+) -> Host:
+    member = Member(uid, weight, *locality, is_healthy=is_healthy)
+    return Host(member, Endpoint(("10.0.0.1", 8080)), joined_at=-age)
 
 
 def hosts(count: int, weight: int = 1) -> list[Host]:

@@ -24,7 +24,7 @@ from waypoint.state.destinations import (
     TrafficPolicy,
 )
 from waypoint.state.hashing import xxhash64
-from waypoint.state.hosts import Endpoint, Host
+from waypoint.state.hosts import Host
 from waypoint.state.priorities import choose_level, level_loads, levels
 from waypoint.state.schedule import Schedule
 from waypoint.state.session import endpoint_token
@@ -42,7 +42,7 @@ def balancer(
 
 def counts(chooser: Balancer, picks: int, now: float = 0.0) -> Counter[str]:
     found = (chooser.pick(now) for _ in range(picks))
-    return Counter(each.endpoint.uid for each in found if each is not None)
+    return Counter(each.member.uid for each in found if each is not None)
 
 
 # --- algorithms ---
@@ -179,7 +179,7 @@ def test_a_session_finds_its_host_while_it_is_available() -> None:
 
 
 def test_a_subset_is_the_hosts_it_names() -> None:
-    assert [each.endpoint.uid for each in of_subset(hosts(3), {"host-1", "other"})] == ["host-1"]
+    assert [each.member.uid for each in of_subset(hosts(3), {"host-1", "other"})] == ["host-1"]
 
 
 # --- priorities ---
@@ -267,7 +267,7 @@ def test_requests_overflow_to_the_next_locality() -> None:
 
 
 def test_in_panic_all_hosts_are_used() -> None:
-    chosen = [Host(Endpoint(str(number), "10.0.0.1", 80, is_healthy=number == 0)) for number in range(4)]
+    chosen = [host(str(number), is_healthy=number == 0) for number in range(4)]
     assert len(counts(balancer(Algorithm.ROUND_ROBIN, chosen), 40)) == 4
     assert counts(balancer(Algorithm.ROUND_ROBIN, chosen, outlier_detection=NO_PANIC), 40) == {"0": 40}
 

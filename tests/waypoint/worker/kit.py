@@ -14,18 +14,27 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import pytest
 
-from transport.errors import MeshError
 from transport.reactor import Reactor, Registration
 from transport.sockets import accept, open_listener, set_accepted_options
+from waypoint.state.hosts import Application, Endpoint
 from waypoint.worker.answers import NO_ROUTE, Answer
 from waypoint.worker.dial import Dialler, TcpDialler
 from waypoint.worker.exchange import Exchange
 from waypoint.worker.headers import Request
-from waypoint.worker.plan import Application, Declared, DirectPlan, Endpoint, Plan, Source
+from waypoint.worker.plan import (
+    Decider,
+    Declared,
+    DirectPlan,
+    DirectTcpPlan,
+    Plan,
+    Source,
+    TcpOutcome,
+    TcpPlan,
+)
 from waypoint.worker.proxy import Proxy, ProxySettings
 from waypoint.worker.tcp_stream import TcpStream
 from waypoint.worker.upstreams import Upstreams, UpstreamSettings
@@ -49,10 +58,13 @@ class Routes:
                 return make(request)
         return NO_ROUTE
 
-    def choose_tcp(self, source: Source) -> Endpoint | None:
-        return self.tcp
+    def wants_server_name(self, source: Source) -> bool:
+        return False
 
-    def to(self, prefix: bytes, *endpoints: Endpoint, **plan: float) -> Self:
+    def choose_tcp(self, source: Source, server_name: str | None) -> TcpPlan | None:
+        return None if self.tcp is None else DirectTcpPlan(self.tcp)
+
+    def to(self, prefix: bytes, *endpoints: Endpoint, **plan: Any) -> Self:
         self.by_prefix.append((prefix, lambda request: DirectPlan(endpoints, request.method, **plan)))
         return self
 
@@ -67,7 +79,7 @@ class Log:
     def __init__(self) -> None:
         self.exchanges: list[Exchange] = []
         self.rejected: list[tuple[int, str]] = []
-        self.tcp: list[tuple[int, int, MeshError | None]] = []
+        self.tcp: list[TcpOutcome] = []
         self._changed = threading.Condition()
 
     def on_exchange(self, exchange: Exchange, source: Source) -> None:
@@ -80,9 +92,9 @@ class Log:
             self.rejected.append((status, reason))
             self._changed.notify_all()
 
-    def on_tcp(self, source: Source, sent_bytes: int, received_bytes: int, error: MeshError | None) -> None:
+    def on_tcp(self, source: Source, outcome: TcpOutcome) -> None:
         with self._changed:
-            self.tcp.append((sent_bytes, received_bytes, error))
+            self.tcp.append(outcome)
             self._changed.notify_all()
 
     def until(self, is_so: Callable[[Log], bool]) -> None:
@@ -95,7 +107,7 @@ class RunningProxy:
 
     def __init__(
         self,
-        routes: Routes,
+        routes: Decider,
         *,
         settings: ProxySettings | None = None,
         upstream_settings: UpstreamSettings | None = None,

@@ -9,7 +9,9 @@ import pytest
 from tests.waypoint.worker.kit import Routes, RunningProxy, connect, nginx
 from tests.waypoint.worker.test_combinations import CURL_VERSIONS, curl, nghttpd
 from tests.waypoint.worker.test_streaming import H2Client
-from waypoint.worker.plan import Endpoint
+from waypoint.state.circuit import Circuit
+from waypoint.state.destinations import ConnectionPool
+from waypoint.state.hosts import Endpoint
 from waypoint.worker.proxy import ProxySettings
 from waypoint.worker.upstreams import UpstreamSettings
 
@@ -30,8 +32,9 @@ def test_the_reference_codecs_serve_too(tmp_path: Path, version: str) -> None:
 
 def test_a_connection_takes_no_more_requests_than_it_may(tmp_path: Path) -> None:
     with nginx(tmp_path, 'location / { return 200 "$connection"; }') as port:
-        routes = Routes().to(b"/", Endpoint(("127.0.0.1", port)))
-        with RunningProxy(routes, upstream_settings=UpstreamSettings(max_requests=2)) as proxy:
+        circuit = Circuit(ConnectionPool(requests_per_connection=2))
+        routes = Routes().to(b"/", Endpoint(("127.0.0.1", port), circuit=circuit))
+        with RunningProxy(routes) as proxy:
             seen = [curl(proxy.port, "/", "--http1.1") for _ in range(4)]
             assert seen[0] == seen[1] != seen[2] == seen[3]
 

@@ -20,8 +20,8 @@ from tests.waypoint.worker.kit import (
     program,
     running,
 )
+from waypoint.state.hosts import Application, Endpoint
 from waypoint.worker.answers import Answer
-from waypoint.worker.plan import Application, Endpoint
 
 CURL_VERSIONS = ("--http1.1", "--http2-prior-knowledge")
 

@@ -17,7 +17,8 @@ from tests.waypoint.worker.kit import (
     read_all,
     read_until,
 )
-from waypoint.worker.plan import Application, Declared, Endpoint
+from waypoint.state.hosts import Application, Endpoint
+from waypoint.worker.plan import Declared
 from waypoint.worker.upstreams import UpstreamSettings
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -107,7 +108,7 @@ def test_too_many_waiting_requests_are_503_uo(server: ScriptedServer) -> None:
         with server.accept() as upstream:
             read_until(upstream, b"\r\n\r\n")
             second.sendall(GET)
-            while not proxy.ask(lambda: len(next(iter(proxy.upstreams._hosts.values())).waiting)):
+            while not proxy.ask(lambda: proxy.upstreams.waiting_requests):
                 pass
             answer = exchange(proxy.port, GET_CLOSE)
             assert answer.startswith(b"HTTP/1.1 503")

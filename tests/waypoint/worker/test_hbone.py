@@ -17,9 +17,10 @@ from transport.hbone.server import ServerTrust
 from transport.reactor import Reactor
 from transport.sockets import accept, open_listener, start_connect
 from transport.spiffe import SpiffeId
+from waypoint.state.hosts import Endpoint
 from waypoint.worker.dial import Dialler, MeshDialler, TcpDialler, TunnelOrigin
 from waypoint.worker.ingress import HboneIngress, parse_destination
-from waypoint.worker.plan import Declared, Endpoint
+from waypoint.worker.plan import Declared
 
 CLIENT = SpiffeId("cluster.local", "default", "client")
 WAYPOINT = SpiffeId("cluster.local", "default", "waypoint")
@@ -120,7 +121,7 @@ def test_a_destination_that_is_not_ours_is_refused(way: tuple[Mesh, Mesh, Mesh])
     with connect(client.proxy.ports[Declared.TCP]) as sock, contextlib.suppress(ConnectionResetError):
         assert sock.recv(1) == b""
     client.proxy.log.until(lambda log: len(log.tcp) == 1)
-    assert "404" in str(client.proxy.log.tcp[0][2])
+    assert "404" in str(client.proxy.log.tcp[0].error)
 
 
 def test_an_upstream_of_another_identity_is_not_spoken_to(way: tuple[Mesh, Mesh, Mesh]) -> None:

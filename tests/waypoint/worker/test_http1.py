@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tests.waypoint.worker.kit import Routes, RunningProxy, connect, exchange, nginx, read_until
-from waypoint.worker.plan import Endpoint
+from waypoint.state.hosts import Endpoint
 
 
 def test_a_request_reaches_nginx_and_its_answer_comes_back(tmp_path: Path) -> None:

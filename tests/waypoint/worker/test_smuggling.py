@@ -13,8 +13,8 @@ import pytest
 
 from tests.waypoint.worker.kit import Routes, RunningProxy, connect, exchange, nginx, read_until
 from tests.waypoint.worker.test_streaming import H2Client
+from waypoint.state.hosts import Endpoint
 from waypoint.worker.answers import Answer
-from waypoint.worker.plan import Endpoint
 
 ADMIN = b"GET /admin HTTP/1.1\r\nHost: a\r\n\r\n"
 PLAIN = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"

@@ -27,7 +27,7 @@ from tests.waypoint.worker.test_combinations import CURL_VERSIONS, curl, nghttpd
 from transport.http2.codec import make_codec
 from transport.http2.events import DataReceived, HeadersReceived, StreamReset
 from transport.http2.settings import Role
-from waypoint.worker.plan import Application, Endpoint
+from waypoint.state.hosts import Application, Endpoint
 
 SIZE = 256 * 1024 * 1024
 BOUND = 8 * 1024 * 1024
