@@ -122,3 +122,10 @@ class TooManyIdentities(CaError):
     """More identities are wanted than this process keeps certificates for."""
 
     code: ClassVar[str] = "MYC-2016"
+
+
+class JoinTokenMalformed(CaError):
+    """A join token is damaged, or was asked for with impossible numbers."""
+
+    code: ClassVar[str] = "MYC-2020"
+    blame: ClassVar[Blame] = Blame.ENVIRONMENT

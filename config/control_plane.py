@@ -20,6 +20,7 @@ from config.access import wall_clock
 from config.compile.resource import Delta
 from config.errors import StateDamaged, StateUnwritable
 from config.findings import Problem, Severity
+from config.nodes.joining import JoinService
 from config.nodes.service import NodeService
 from config.notes import Condition, Note
 from config.objects import Ref
@@ -39,6 +40,7 @@ from transport.spiffe import SpiffeId
 
 VIRTUAL_ADDRESSES_FILE: Final = "virtual-addresses.json"
 CAPTURED_FILE: Final = "captured.json"
+JOINS_FILE: Final = "used-join-tokens.json"
 
 log = get_logger("control_plane")
 
@@ -91,14 +93,21 @@ class ControlPlane:
             self.registry, self.tokens, state.path / CAPTURED_FILE, self.xds.publish, now=now
         )
         self.certificates = CertificateService(self.authority, self.tokens, self._is_running_on, now=now)
+        self.joining = JoinService(
+            self.tokens, state.tokens / JOINS_FILE, lambda: self.authority.roots_pem, now=now
+        )
         self.is_ready = False  # set by whoever serves, once clients can come
         self._addresses_changed = trio.Event()
 
     def make_server(self) -> GrpcServer:
         return GrpcServer(
-            unary=self.certificates.handlers,
+            unary={**self.certificates.handlers, **self.joining.handlers},
             streams={**self.xds.handlers, **self.nodes.handlers},
-            request_limits={**self.certificates.request_limits, **self.nodes.request_limits},
+            request_limits={
+                **self.certificates.request_limits,
+                **self.nodes.request_limits,
+                **self.joining.request_limits,
+            },
         )
 
     @property

@@ -17,6 +17,7 @@ from transport.errors import MeshError
 EXIT_CANNOT = 2
 EXIT_INTERRUPTED = 130
 DEFAULT_AGENT_SOCKET = Path("/var/run/mycelia/node.sock")
+DEFAULT_STATE = Path("/var/lib/mycelia/control-plane")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -76,6 +77,18 @@ def _node(options: argparse.Namespace) -> int:
     return node_command.run(options)
 
 
+def _token(options: argparse.Namespace) -> int:
+    from mesh import token  # noqa: PLC0415
+
+    return token.create(options) if options.token_command == "create" else token.revoke(options)  # noqa: S105 - a command
+
+
+def _join(options: argparse.Namespace) -> int:
+    from mesh import join  # noqa: PLC0415
+
+    return join.run(options)
+
+
 def _why(options: argparse.Namespace) -> int:
     from mesh import why  # noqa: PLC0415
 
@@ -90,6 +103,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_config(commands)
     _add_node(commands)
     _add_why(commands)
+    _add_membership(commands)
     return parser
 
 
@@ -144,6 +158,34 @@ def _add_node(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     where.add_argument("--pid", help="of a process in the namespace, of a container for example")
     attach.add_argument("--wait", action="store_true", help="until it is captured")
     detach.add_argument("workload", metavar="NAMESPACE/NAME")
+
+
+def _add_membership(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    token = commands.add_parser("token", help="who may join the mesh as a node")
+    inner = token.add_subparsers(metavar="COMMAND", required=True, dest="token_command")
+    create = inner.add_parser(
+        "create", help="print a join token: a secret, for `mycelia join` on the new node"
+    )
+    revoke = inner.add_parser("revoke", help="refuse every token that a node has")
+    for each in (create, revoke):
+        each.set_defaults(work=_token)
+        each.add_argument(
+            "--state-dir", type=Path, default=DEFAULT_STATE, help="the control plane's (%(default)s)"
+        )
+    create.add_argument("--node", default="", help="the only name that may join; without it any")
+    create.add_argument("--uses", type=int, default=1, help="how many times (%(default)s)")
+    create.add_argument("--ttl", default="1h", help="how long: 30m, 24h, at most 7d (%(default)s)")
+    create.add_argument(
+        "--address", action="append", default=[], metavar="HOST:PORT", help="of the control plane"
+    )
+    revoke.add_argument("node")
+    join = commands.add_parser("join", help="make this host a node of the mesh")
+    join.set_defaults(work=_join)
+    join.add_argument("token", help="from `mycelia token create`")
+    join.add_argument("--node", default="", help="this node's name (the host's name)")
+    join.add_argument(
+        "--directory", type=Path, default=Path("/etc/mycelia"), help="for its files (%(default)s)"
+    )
 
 
 def _add_why(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

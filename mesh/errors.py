@@ -70,3 +70,10 @@ class BadArgumentError(CommandError):
 
     code = "MYC-6009"
     blame = Blame.ENVIRONMENT
+
+
+class JoinRefusedError(CommandError):
+    """The control plane does not accept a join token."""
+
+    code = "MYC-6010"
+    blame = Blame.POLICY

@@ -12,6 +12,7 @@ from node.agent import Agent
 from node.api import ApiServer
 from node.control_plane import ControlPlaneLink
 from node.kernel import Redirection, find_programs
+from node.renewal import Renewal
 from node.settings import NodeSettings
 from node.state_file import StateFile
 from node.unix_socket import unix_listener
@@ -44,6 +45,7 @@ async def run(settings: NodeSettings) -> None:
             wait_change=agent.wait_change,
             apply=agent.apply_orders,
         )
+        renewal = Renewal(settings.link)
 
         def status() -> dict[str, object]:
             return {
@@ -52,6 +54,7 @@ async def run(settings: NodeSettings) -> None:
                 "ztunnels": zds.connections,
                 "workloads": sum(1 for _ in agent.keepers()),
                 "state_problem": agent.state_problem,
+                "token_problem": renewal.problem,
             }
 
         async with trio.open_nursery() as nursery:
@@ -60,6 +63,7 @@ async def run(settings: NodeSettings) -> None:
             await nursery.start(ApiServer(agent, status).run, api_listener)
             nursery.start_soon(_follow_ztunnels, zds, agent)
             nursery.start_soon(link.run)
+            nursery.start_soon(renewal.run)
             nursery.start_soon(_stop_on_signal, nursery.cancel_scope)
             log.info("ready", node=settings.node, zds=str(settings.zds_socket), api=str(settings.api_socket))
     log.info("stopped", node=settings.node)

@@ -133,3 +133,10 @@ class ControlPlaneError(NodeError):
 
     code = "MYC-5041"
     blame = Blame.REMOTE
+
+
+class RenewalFailedError(NodeError):
+    """The control plane's answer to a join or a renewal makes no sense."""
+
+    code = "MYC-5050"
+    blame = Blame.REMOTE
