@@ -1,9 +1,9 @@
 """Join tokens: what an operator carries to a host that is to become a node.
 
 `mycelia1.` and, in base64url, a JSON object with the control plane's addresses, the mesh's root certificates
-(so that the first contact is already checked) and a credential: a JWT signed by the key of the node tokens, for
-an audience of its own, with a short life, a number of uses and, where the operator named one, the node's name.
-Whoever has the token can become that node while it lives: it is a secret.
+(so that the first contact is already checked) and a credential: a JWT signed by the key of the node tokens,
+for an audience of its own, with a short life, a number of uses and, where the operator named one, the node's
+name. Whoever has the token can become that node while it lives: it is a secret.
 
 Only the control plane counts uses (`UseLedger`), so making a token needs no contact with it.
 """
