@@ -6,6 +6,7 @@ import contextlib
 import datetime as dt
 import gc
 import ipaddress
+import os
 import signal
 import socket
 import ssl
@@ -26,6 +27,7 @@ from config.state_files import locked, make_directory, write_atomically, write_j
 from config.status import health_routes, status_routes
 from telemetry.admin_http import AdminServer, open_listeners
 from telemetry.logging import get_logger
+from telemetry.service_manager import ServiceManager
 from transport.errors import MeshError
 from transport.grpc.tls import server_context
 
@@ -125,7 +127,11 @@ async def _serve(plane: ControlPlane, settings: ProcessSettings, certificate: Se
             status=", ".join(str(each) for each in _addresses(status_listeners)),
             objects=len(plane.sourced),
         )
+        manager = ServiceManager.from_environment(os.environ)
+        nursery.start_soon(manager.stay_alive)
+        manager.ready()
         await server.serve(grpc_listeners, certificate.current)
+        manager.stopping()
         nursery.cancel_scope.cancel()
 
 

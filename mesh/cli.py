@@ -89,6 +89,18 @@ def _join(options: argparse.Namespace) -> int:
     return join.run(options)
 
 
+def _install(options: argparse.Namespace) -> int:
+    from mesh.install import command  # noqa: PLC0415
+
+    return command.install(options)
+
+
+def _uninstall(options: argparse.Namespace) -> int:
+    from mesh.install import command  # noqa: PLC0415
+
+    return command.uninstall(options)
+
+
 def _why(options: argparse.Namespace) -> int:
     from mesh import why  # noqa: PLC0415
 
@@ -104,6 +116,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_node(commands)
     _add_why(commands)
     _add_membership(commands)
+    _add_install(commands)
     return parser
 
 
@@ -186,6 +199,36 @@ def _add_membership(commands: argparse._SubParsersAction[argparse.ArgumentParser
     join.add_argument(
         "--directory", type=Path, default=Path("/etc/mycelia"), help="for its files (%(default)s)"
     )
+
+
+def _add_install(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    install = commands.add_parser(
+        "install", help="run the mesh's processes as services of this host (systemd)"
+    )
+    inner = install.add_subparsers(metavar="ROLE", required=True, dest="role")
+    plane = inner.add_parser("control-plane", help="control plane and certificate authority")
+    plane.add_argument("--listen", action="append", metavar="IP:PORT", help="for nodes; repeatable (:15012)")
+    plane.add_argument(
+        "--server-name", action="append", default=[], metavar="NAME", help="by which nodes dial it"
+    )
+    node = inner.add_parser("node", help="node agent and ztunnel")
+    node.add_argument("--join", default="", metavar="TOKEN", help="from `mycelia token create`")
+    node.add_argument("--node", default="", help="this node's name (the host's name)")
+    uninstall = commands.add_parser(
+        "uninstall", help="take a role off this host, and prove that nothing is left"
+    )
+    uninstall.set_defaults(work=_uninstall)
+    uninstall.add_argument("role", choices=("control-plane", "node"))
+    uninstall.add_argument("--purge", action="store_true", help="also state: keys, manifests, membership")
+    uninstall.add_argument("--force", action="store_true", help="although the node agent does not answer")
+    for each in (plane, node):
+        each.set_defaults(work=_install)
+        each.add_argument("--python", default="", help="the interpreter for the services (this one)")
+    for each in (plane, node, uninstall):
+        each.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")
+        each.add_argument(
+            "--root", type=Path, default=Path("/"), metavar="DIR", help="a staging folder, for packages"
+        )
 
 
 def _add_why(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -77,3 +77,10 @@ class JoinRefusedError(CommandError):
 
     code = "MYC-6010"
     blame = Blame.POLICY
+
+
+class HostChangeError(CommandError):
+    """A change of the host (user, file, service) failed or is not allowed."""
+
+    code = "MYC-6011"
+    blame = Blame.ENVIRONMENT

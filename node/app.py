@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 from contextlib import ExitStack
@@ -19,6 +20,7 @@ from node.unix_socket import unix_listener
 from node.zds import ZdsServer
 from proto.mycelia import node_pb2
 from telemetry.logging import get_logger
+from telemetry.service_manager import ServiceManager
 from transport.errors import MeshError
 
 log = get_logger("node")
@@ -65,6 +67,9 @@ async def run(settings: NodeSettings) -> None:
             nursery.start_soon(link.run)
             nursery.start_soon(renewal.run)
             nursery.start_soon(_stop_on_signal, nursery.cancel_scope)
+            manager = ServiceManager.from_environment(os.environ)
+            nursery.start_soon(manager.stay_alive)
+            manager.ready()
             log.info("ready", node=settings.node, zds=str(settings.zds_socket), api=str(settings.api_socket))
     log.info("stopped", node=settings.node)
 

@@ -20,6 +20,7 @@ declare -A needed=([ip]=iproute2 [nft]=nftables [tcpdump]=tcpdump [curl]=curl [n
 if [ "$level" = dev ]; then
   needed[nghttp]=nghttp2-client
   needed[nghttpd]=nghttp2-server
+  needed[systemd-analyze]=systemd
 fi
 missing=()
 for program in "${!needed[@]}"; do
