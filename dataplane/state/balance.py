@@ -13,10 +13,27 @@ from bisect import bisect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import Protocol
 
-from dataplane.state.model import BalancingMode, Scope, Service, Workload
+from dataplane.state.model import BalancingMode, Locality, Scope, Service, Workload
 
 _MAX_TABLES = 256
+
+
+class Position(Protocol):
+    """Where a client is. A workload is one."""
+
+    @property
+    def network(self) -> str: ...
+
+    @property
+    def node(self) -> str: ...
+
+    @property
+    def cluster_id(self) -> str: ...
+
+    @property
+    def locality(self) -> Locality: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +111,7 @@ def candidates(
             if trace is not None:
                 trace.append(f"endpoint {workload.uid} left out: {reason}")
             continue
-        rank = _rank(workload, service, source)
+        rank = rank_of(workload, service, source)
         if rank is None or rank < best_rank:
             if trace is not None:
                 trace.append(f"endpoint {workload.uid} left out: routing preference")
@@ -144,7 +161,7 @@ def _unusable(
     return None
 
 
-def _rank(workload: Workload, service: Service, source: Workload) -> int | None:
+def rank_of(workload: Workload, service: Service, source: Position) -> int | None:
     """How many leading preferences agree; None where STRICT is not satisfied.
 
     NETWORK in the first place outranks all the others together, and its miss does not end the ranking.
@@ -165,7 +182,7 @@ def _rank(workload: Workload, service: Service, source: Workload) -> int | None:
     return None if is_missed and balancing.mode is BalancingMode.STRICT else rank
 
 
-def _agrees(scope: Scope, workload: Workload, source: Workload) -> bool:
+def _agrees(scope: Scope, workload: Workload, source: Position) -> bool:
     match scope:
         case Scope.REGION:
             return workload.locality.region == source.locality.region

@@ -74,6 +74,17 @@ class WorkloadType(enum.IntEnum):
     JOB = 3
 
 
+class AppProtocol(enum.IntEnum):
+    """What a service's port is declared to speak."""
+
+    UNKNOWN = 0
+    HTTP11 = 1
+    HTTP2 = 2
+    GRPC = 3
+    TCP = 4
+    TLS = 5
+
+
 class _Tunnel(enum.IntEnum):
     NONE = 0
     HBONE = 1
@@ -152,12 +163,15 @@ class Balancing:
 
 DEFAULT_BALANCING = Balancing()
 NO_PORTS: Mapping[int, int] = MappingProxyType({})
+NO_PROTOCOLS: Mapping[int, AppProtocol] = MappingProxyType({})
 NO_SERVICES: Mapping[str, Mapping[int, int]] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """A service; `ports` maps service port to target port, 0 meaning named (resolved for each endpoint)."""
+    """A service; `ports` maps service port to target port, 0 meaning named (resolved for each endpoint).
+    `protocols` has the ports that declare one.
+    """
 
     name: str
     namespace: str
@@ -171,6 +185,7 @@ class Service:
     ip_families: IpFamilies = IpFamilies.AUTOMATIC
     is_canonical: bool = False
     is_namespace_private: bool = False
+    protocols: Mapping[int, AppProtocol] = field(default_factory=lambda: NO_PROTOCOLS)
 
     @property
     def key(self) -> str:
@@ -322,6 +337,7 @@ def service_from(message: pb.Service) -> Service:
         ip_families=_choice(IpFamilies, message.ip_families, "IP families"),
         is_canonical=message.canonical,
         is_namespace_private=message.visibility == pb.Service.NAMESPACE,
+        protocols=_protocols(message.ports),
     )
 
 
@@ -359,6 +375,16 @@ def _services(message: pb.Workload) -> Mapping[str, Mapping[int, int]]:
 
 def _ports(ports: Iterable[pb.Port]) -> Mapping[int, int]:
     return {port.service_port & _PORT_MASK: port.target_port & _PORT_MASK for port in ports}
+
+
+def _protocols(ports: Iterable[pb.Port]) -> Mapping[int, AppProtocol]:
+    """One that is new to us is as good as none: then the first bytes tell."""
+    declared = {
+        port.service_port & _PORT_MASK: AppProtocol(port.app_protocol)
+        for port in ports
+        if 0 < int(port.app_protocol) <= max(AppProtocol)
+    }
+    return declared or NO_PROTOCOLS
 
 
 def _gateway(message: pb.GatewayAddress) -> GatewayRef:

@@ -277,6 +277,10 @@ class MeshState:
                 return service
         return self._ranges.find(network, ip, namespace) if self._ranges.is_used else None
 
+    def services_by_range(self, network: str, ip: str) -> Iterator[Service]:
+        """All services whose range includes the address, the longest prefix first."""
+        return self._ranges.holding(network, ip)
+
     def endpoints(self, service: Service) -> EndpointSet | None:
         return self._endpoints.get(service.key)
 
@@ -343,6 +347,11 @@ class _VipRanges:
             del table[length]
             if not table:
                 del self._tables[family]
+
+    def holding(self, network: str, ip: str) -> Iterator[Service]:
+        bits, number = ip_number(ip)
+        for length, prefixes in self._tables.get((network, bits), {}).items():
+            yield from prefixes.get(number >> (bits - length), {}).values()
 
     def find(self, network: str, ip: str, namespace: str) -> Service | None:
         """In the caller's namespace first, then the longest prefix, then canonical."""

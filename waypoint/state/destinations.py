@@ -71,7 +71,7 @@ class OutlierSettings:
 
 @dataclass(frozen=True, slots=True)
 class ConnectionPool:
-    """Limits; the largest number means none."""
+    """Limits; the largest number (of a time: None) means none."""
 
     maximum_connections: int = UNLIMITED
     maximum_pending: int = UNLIMITED
@@ -82,6 +82,7 @@ class ConnectionPool:
     connect_timeout_s: float = 10.0
     tcp_idle_s: float = 3600.0
     http_idle_s: float = 3600.0
+    longest_connection_s: float | None = None
     upgrades_to_http2: bool = False
     uses_client_protocol: bool = False
 
@@ -249,6 +250,7 @@ def _pool(message: pb.ConnectionPool) -> ConnectionPool:
         connect_timeout_s=seconds(message.connect_timeout) or 10.0,
         tcp_idle_s=seconds(message.tcp_idle) or 3600.0,
         http_idle_s=seconds(message.http_idle) or 3600.0,
+        longest_connection_s=seconds(message.longest_connection) or None,
         upgrades_to_http2=message.upgrades_to_http2,
         uses_client_protocol=message.uses_client_protocol,
     )

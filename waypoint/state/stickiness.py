@@ -47,6 +47,11 @@ def stickiness(
             assert_never(key)
 
 
+def source_hash(key: HashKey | None, source_ip: str) -> int | None:
+    """The key's hash for a connection that is no HTTP: it has its client's address and nothing else."""
+    return xxhash64(source_ip.encode()) if isinstance(key, SourceKey) else None
+
+
 def _of(value: bytes | None) -> Stickiness:
     return NOT_STICKY if value is None else Stickiness(xxhash64(value))
 

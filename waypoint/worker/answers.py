@@ -11,6 +11,7 @@ from typing import Final
 from urllib.parse import quote
 
 from transport.http2.events import Header
+from waypoint.state.flags import LocalAnswer
 from waypoint.worker.headers import SERVER
 
 _GRPC_OF_STATUS: Final = {400: 13, 401: 16, 403: 7, 404: 12, 429: 14, 502: 14, 503: 14, 504: 14}
@@ -78,6 +79,18 @@ UNWRITABLE_REQUEST: Final = Answer(
 UNWRITABLE_RESPONSE: Final = Answer(
     502, "upstream_reset_before_response_started{protocol_error}", "UPE", b"the response cannot be passed on"
 )
+
+
+def of_local(answer: LocalAnswer) -> Answer:
+    """What a decision says that is answered."""
+    return Answer(
+        answer.status,
+        answer.details,
+        answer.flag,
+        answer.body,
+        answer.headers,
+        grpc_status=answer.grpc_status,
+    )
 
 
 def refused_before_response(flag: str, reason: str, status: int = 503) -> Answer:

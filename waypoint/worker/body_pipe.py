@@ -37,6 +37,7 @@ class BodyPipe:
         "_source",
         "_source_id",
         "body_bytes",
+        "held_bytes",
         "is_all_received",
         "is_all_sent",
         "is_discarding",
@@ -53,6 +54,7 @@ class BodyPipe:
         self._replay_room = 0
         self.trailers: list[Header] | None = None
         self.body_bytes = 0
+        self.held_bytes = 0
         self.is_all_received = False
         self.is_all_sent = False
         self.is_discarding = False
@@ -112,6 +114,7 @@ class BodyPipe:
             if self._held is None:
                 self._held = deque()
             self._held.append(memoryview(bytes(data)))
+            self.held_bytes += size
 
     def push_trailers(self, headers: list[Header]) -> None:
         """The source's last word."""
@@ -140,6 +143,7 @@ class BodyPipe:
             self._held = held
             self._replay = []
             size = sum(map(len, replay))
+            self.held_bytes += size
             self._replay_room += size
             self._source = _Credited(self._source, size)
 
@@ -155,7 +159,8 @@ class BodyPipe:
         self.trailers = None
         held, self._held = self._held, None
         if held:
-            self._source.consumed(self._source_id, sum(map(len, held)))
+            self._source.consumed(self._source_id, self.held_bytes)
+        self.held_bytes = 0
 
     def pump(self) -> None:
         """Send what is held, as far as the sink takes it."""
@@ -173,6 +178,7 @@ class BodyPipe:
                 piece = piece[:room]
             else:
                 held.popleft()
+            self.held_bytes -= len(piece)
             if self._replay is not None:
                 self._remember(bytes(piece))
             is_last = self.is_all_received and not held and self.trailers is None

@@ -7,6 +7,7 @@ is repeated after the response's headers have left; `finish` runs once and leave
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 from transport.http1.errors import Http1Error
@@ -23,11 +24,13 @@ from waypoint.worker.failures import Cause, Failure, answer_to, flag_of
 from waypoint.worker.headers import Request, add_forwarded_proto, read_request, read_response, value_of
 from waypoint.worker.http_connection import HttpConnection
 from waypoint.worker.plan import Outcome, Plan, Source
+from waypoint.worker.shadow import MAX_SHADOWS, Shadow
 
 if TYPE_CHECKING:
     from waypoint.worker.proxy import Proxy
 
 _WEBSOCKET: Final = b"websocket"
+_TOO_SLOW: Final = Failure(Cause.TRY_TIMEOUT, "the exchange took too long")
 
 
 class _NoSource:
@@ -52,6 +55,7 @@ class Exchange:
         "_is_over",
         "_is_upgrade_asked",
         "_seen_bytes",
+        "_shadows",
         "_stream_id",
         "_timer",
         "_tried",
@@ -87,6 +91,7 @@ class Exchange:
         self._idle_timer: Timer | None = None
         self._delay_timer: Timer | None = None
         self._seen_bytes = 0
+        self._shadows: list[Shadow] | None = None
 
     @property
     def source(self) -> Source:
@@ -120,10 +125,12 @@ class Exchange:
             return
         self.plan = plan
         self.request_pipe.keep(plan.replay_bytes)
-        self._start_timers(plan)
+        if plan.shadows and not request.upgrade:
+            self._start_shadows(plan.shadows)
         if plan.delay_s:
-            self._delay_timer = proxy.reactor.call_later(plan.delay_s, self._after_delay)
+            self._delay_timer = proxy.reactor.call_later(plan.delay_s, self._after_fault_delay)
         else:
+            self._start_timers(plan)
             self._try()
 
     def _keep_websocket_only(self) -> None:
@@ -134,7 +141,22 @@ class Exchange:
         if request.upgrade:
             request.headers.append((b"upgrade", _WEBSOCKET))
 
+    def _start_shadows(self, endpoints: Sequence[Endpoint]) -> None:
+        self._shadows = []
+        for endpoint in endpoints:
+            if len(self.proxy.shadows) >= MAX_SHADOWS:
+                return
+            shadow = Shadow(self.proxy, endpoint, self._application(endpoint), self.request.head())
+            self._shadows.append(shadow)
+            shadow.start(is_ended=self.request_pipe.is_all_received)
+
     # Tries
+
+    def _after_fault_delay(self) -> None:
+        """The time that the exchange may take begins after the fault's delay (waypoint-facts 2)."""
+        assert self.plan is not None
+        self._start_timers(self.plan)
+        self._after_delay()
 
     def _after_delay(self) -> None:
         self._delay_timer = None
@@ -294,10 +316,15 @@ class Exchange:
 
     def on_headers(self, headers: list[Header], end_stream: bool, is_trailers: bool) -> None:  # noqa: ARG002
         if is_trailers:
+            for shadow in self._shadows or ():
+                shadow.push_trailers(headers)
             self.request_pipe.push_trailers(headers)
             self.check_end()
 
     def on_body(self, data: memoryview, flow_bytes: int, end_stream: bool) -> None:
+        if self._shadows is not None:
+            for shadow in self._shadows:
+                shadow.push(data, end=end_stream)
         self.request_pipe.push(data, flow_bytes, end=end_stream)
         if end_stream or self.is_upgraded:
             self.check_end()
@@ -365,6 +392,8 @@ class Exchange:
             self._idle_timer = self.proxy.reactor.call_later(plan.idle_timeout_s, self._on_idle)
 
     def _on_timeout(self) -> None:
+        if self.attempt is not None:
+            self.attempt.tell(_TOO_SLOW)
         self.respond(answers.RESPONSE_TIMEOUT)
 
     def _on_idle(self) -> None:
@@ -393,6 +422,9 @@ class Exchange:
             self._idle_timer.cancel()
         if self._delay_timer is not None:
             self._delay_timer.cancel()
+        for shadow in self._shadows or ():
+            if not shadow.is_whole:
+                shadow.cancel()
         outcome = self.outcome
         outcome.duration_s = self.proxy.reactor.now - self._began
         outcome.request_body_bytes = self.request_pipe.body_bytes

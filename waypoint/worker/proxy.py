@@ -26,6 +26,7 @@ from waypoint.worker.http1_connection import Http1Connection
 from waypoint.worker.http2_connection import SETTINGS, Http2Connection
 from waypoint.worker.http_connection import HttpConnection
 from waypoint.worker.plan import Decider, Declared, Source, TcpOutcome
+from waypoint.worker.shadow import Shadow
 from waypoint.worker.sniff import Verdict, sniff
 from waypoint.worker.tcp_exchange import TcpExchange
 from waypoint.worker.upstreams import Upstreams
@@ -89,6 +90,7 @@ class Proxy:
         self.observer: Observer = observer or Nobody()
         self.connections: dict[HttpConnection, None] = {}
         self.relays: dict[object, Callable[[], None]] = {}  # sniffers and relays -> how to end them
+        self.shadows: dict[Shadow, None] = {}
         self._is_draining = False
         self._sweep_timer: Timer | None = None
 
@@ -146,6 +148,8 @@ class Proxy:
             for user in list(connection.users.values()):
                 user.on_reset(_ENDING)
             connection.close()
+        for shadow in list(self.shadows):
+            shadow.cancel()
         self.upstreams.close()
 
     def on_exchange_over(self, exchange: Exchange) -> None:

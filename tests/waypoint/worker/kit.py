@@ -107,8 +107,9 @@ class RunningProxy:
 
     def __init__(
         self,
-        routes: Decider,
+        routes: Decider | Callable[[Reactor, Upstreams], Decider],
         *,
+        destination: tuple[str, int] | None = None,
         settings: ProxySettings | None = None,
         upstream_settings: UpstreamSettings | None = None,
         make_dialler: Callable[[Reactor, memoryview], Dialler] = TcpDialler,
@@ -120,9 +121,11 @@ class RunningProxy:
         self._buffer = memoryview(bytearray(256 * 1024))
         dialler = make_dialler(self.reactor, self._buffer)
         self.upstreams = Upstreams(self.reactor, dialler, upstream_settings)
+        decider = routes(self.reactor, self.upstreams) if callable(routes) else routes
         self.proxy = Proxy(
-            self.reactor, routes, dialler, self.upstreams, settings=settings, observer=self.log
+            self.reactor, decider, dialler, self.upstreams, settings=settings, observer=self.log
         )
+        self._destination = destination
         self.ports: dict[Declared, int] = {}
         self._listeners: list[socket.socket] = []
         for declared in Declared:
@@ -142,7 +145,8 @@ class RunningProxy:
                 sock, peer = accepted
                 set_accepted_options(sock, keepalive=False)
                 stream = TcpStream(self.reactor, sock, self._buffer)
-                self.proxy.accept(stream, Source(peer, ("127.0.0.1", self.ports[declared])), declared)
+                destination = self._destination or ("127.0.0.1", self.ports[declared])
+                self.proxy.accept(stream, Source(peer, destination), declared)
 
         self.reactor.register(listener.fileno(), on_readable)
 
