@@ -1,0 +1,127 @@
+"""Endpoints that are known by a name only (ServiceEntry with resolution DNS): resolved when they are dialled.
+
+Names are asked for in the reactor's threads, as the machine's resolver answers them, once however many wait.
+An answer is kept for `_KEPT_S`; a failure for `_FAILED_S`, so that a name that is not there does not cost a
+look-up for each request. Bounds: `_MAX_NAMES`; the reactor's own bound on waiting work.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Sequence
+from typing import Final, TypeAlias
+
+from transport.errors import MeshError
+from transport.reactor import Reactor
+from waypoint.state.hosts import Endpoint
+from waypoint.state.members import is_address
+from waypoint.worker.byte_stream import ByteStream
+from waypoint.worker.dial import Dial, DialDone, Dialler
+from waypoint.worker.errors import NameNotResolved
+
+_KEPT_S: Final = 5.0
+_FAILED_S: Final = 1.0
+_MAX_NAMES: Final = 1024
+
+Lookup: TypeAlias = Callable[[str], Sequence[str]]
+Answered: TypeAlias = Callable[[Sequence[str] | MeshError], None]
+
+
+def look_up(name: str) -> list[str]:
+    """The machine's answer, IPv4 and IPv6; raises OSError."""
+    found = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
+    return list(dict.fromkeys(str(address[0]) for *_, address in found))
+
+
+class Resolver:
+    """Names to addresses. Runs on the reactor's thread."""
+
+    def __init__(self, reactor: Reactor, lookup: Lookup = look_up) -> None:
+        self._reactor = reactor
+        self._lookup = lookup
+        self._answers: dict[str, tuple[float, Sequence[str] | MeshError]] = {}  # -> until when, what
+        self._waiting: dict[str, list[Answered]] = {}
+
+    def resolve(self, name: str, answered: Answered) -> None:
+        """`answered` is called later, never from inside."""
+        known = self._answers.get(name)
+        if known is not None and known[0] > self._reactor.now:
+            self._reactor.call_soon(lambda: answered(known[1]))
+            return
+        waiting = self._waiting.get(name)
+        if waiting is not None:
+            waiting.append(answered)
+            return
+        self._waiting[name] = [answered]
+        self._reactor.run_in_thread(lambda: self._lookup(name), lambda found: self._tell(name, found))
+
+    def _tell(self, name: str, found: Sequence[str] | BaseException) -> None:
+        answer: Sequence[str] | MeshError
+        if isinstance(found, BaseException) or not found:
+            answer = NameNotResolved(f"{name}: {found or 'no address'}")
+        else:
+            answer = found
+        if len(self._answers) >= _MAX_NAMES:
+            self._answers.clear()
+        kept_s = _FAILED_S if isinstance(answer, MeshError) else _KEPT_S
+        self._answers[name] = (self._reactor.now + kept_s, answer)
+        for answered in self._waiting.pop(name, ()):
+            answered(answer)
+
+
+class ResolvingDialler:
+    """Hands endpoints with addresses through, and those with names on when they have one."""
+
+    def __init__(self, inner: Dialler, resolver: Resolver, random: Callable[[], float]) -> None:
+        self._inner = inner
+        self._resolver = resolver
+        self._random = random
+
+    def dial(self, endpoint: Endpoint, done: DialDone) -> Dial:
+        if is_address(endpoint.address[0]):
+            return self._inner.dial(endpoint, done)
+        return _NamedDial(self._inner, self._resolver, endpoint, done, self._random)
+
+
+class _NamedDial:
+    __slots__ = ("_dial", "_done", "_endpoint", "_inner", "_random")
+
+    def __init__(
+        self,
+        inner: Dialler,
+        resolver: Resolver,
+        endpoint: Endpoint,
+        done: DialDone,
+        random: Callable[[], float],
+    ) -> None:
+        self._inner = inner
+        self._endpoint = endpoint
+        self._done: DialDone | None = done
+        self._random = random
+        self._dial: Dial | None = None
+        resolver.resolve(endpoint.address[0], self._on_answer)
+
+    def _on_answer(self, answer: Sequence[str] | MeshError) -> None:
+        done = self._done
+        if done is None:
+            return
+        if isinstance(answer, MeshError):
+            self._done = None
+            done(answer)
+            return
+        own = self._endpoint
+        chosen = answer[int(self._random() * len(answer))]
+        endpoint = Endpoint(
+            (chosen, own.address[1]), own.application, own.identities, own.hbone_address, own.circuit
+        )
+        self._dial = self._inner.dial(endpoint, self._on_dialled)
+
+    def _on_dialled(self, result: ByteStream | MeshError) -> None:
+        done, self._done = self._done, None
+        if done is not None:
+            done(result)
+
+    def cancel(self) -> None:
+        self._done = None
+        if self._dial is not None:
+            self._dial.cancel()
