@@ -188,11 +188,14 @@ class MetricsPage:
         version: str,
         extra: Callable[[], Iterable[tuple[Description, Mapping[Labels, Number]]]],
         pids: Callable[[], tuple[int, ...]],
+        *,
+        component: str = "ztunnel",
     ) -> None:
         self._totals = totals
         self._version = version
         self._extra = extra
         self._pids = pids
+        self._component = component
 
     def render(self) -> bytes:
         return render(self._families())
@@ -200,7 +203,7 @@ class MetricsPage:
     def _families(self) -> Iterator[tuple[Description, Mapping[Labels, Number]]]:
         yield from self._totals.families()
         yield from self._extra()
-        yield BUILD, {("ztunnel", self._version): 1}
+        yield BUILD, {(self._component, self._version): 1}
         pids = (os.getpid(), *self._pids())
         yield single(OPEN_FDS, sum(_open_descriptors(pid) for pid in pids))
         yield single(MAX_FDS, resource.getrlimit(resource.RLIMIT_NOFILE)[0])

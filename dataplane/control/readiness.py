@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import trio
+
 STATE_MANAGER = "state manager"
 PROXY = "proxy"
 WORKLOAD_MANAGER = "workload proxy manager"
@@ -12,12 +14,23 @@ class Readiness:
 
     def __init__(self, *tasks: str) -> None:
         self._pending = set(tasks)
+        self._changed = trio.Event()
 
     def done(self, task: str) -> None:
         self._pending.discard(task)
+        self._note_change()
 
     def undone(self, task: str) -> None:
         self._pending.add(task)
+        self._note_change()
+
+    async def wait_ready(self) -> None:
+        while self._pending:
+            await self._changed.wait()
+
+    def _note_change(self) -> None:
+        changed, self._changed = self._changed, trio.Event()
+        changed.set()
 
     @property
     def is_ready(self) -> bool:

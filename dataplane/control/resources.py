@@ -1,55 +1,47 @@
 """The control plane's resources in the control process: checked, kept as they came, passed on to the workers.
 
-Workers get the same bytes that arrived, in batches small enough not to hold up their traffic. The
-decoded state is kept here too: it decides what is refused, which identities the node needs, and answers
-the operator's questions. Invariant: `held` has exactly the accepted resources, in the order in which
-they last arrived.
+Workers get the same bytes that arrived, in batches small enough not to hold up their traffic. The decoded
+state is kept here too: it decides what is refused, and answers the operator's questions. Invariant: `held` has
+exactly the accepted resources, in the order in which they last arrived.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Protocol
 
-from dataplane.state.model import ADDRESS_TYPE, AUTHORIZATION_TYPE, Workload
-from dataplane.state.store import MeshState
 from proto.mycelia import worker_pb2 as pb
 from telemetry.logging import get_logger
-from transport.spiffe import SpiffeId
 
 BATCH_BYTES = 64 * 1024
 BATCH_RESOURCES = 200
-# Policies first: a workload whose listed policy has not come yet is denied everything.
-TYPE_URLS = (AUTHORIZATION_TYPE, ADDRESS_TYPE)
 
 
-class LocalIdentities(Protocol):
-    """Told which identities have workloads on this node."""
+class State(Protocol):
+    """What decodes resources and decides which are refused."""
 
-    def want(self, identity: SpiffeId) -> None: ...
-    def forget(self, identity: SpiffeId) -> None: ...
+    def apply(
+        self, type_url: str, upserts: Iterable[tuple[str, bytes]], removed: Sequence[str]
+    ) -> dict[str, str]: ...
 
 
-class Resources:
+class HeldResources:
     """`send` passes a message to all workers; `on_change` is called after each batch that changed
-    anything.
+    anything. `type_urls` are those that are subscribed to, in the order in which a new worker gets them.
     """
 
     def __init__(
         self,
-        node: str,
-        identities: LocalIdentities,
+        state: State,
+        type_urls: Sequence[str],
         send: Callable[[pb.ToWorker], None],
         on_change: Callable[[], None],
     ) -> None:
-        self.state = MeshState(self._on_workload)
-        self.held: dict[str, dict[str, tuple[str, bytes]]] = {type_url: {} for type_url in TYPE_URLS}
-        self._node = node
-        self._identities = identities
+        self.type_urls = tuple(type_urls)
+        self.held: dict[str, dict[str, tuple[str, bytes]]] = {type_url: {} for type_url in type_urls}
+        self._state = state
         self._send = send
         self._on_change = on_change
-        self._present: Counter[SpiffeId] = Counter()
         self._log = get_logger("resources")
 
     def apply(
@@ -59,7 +51,7 @@ class Resources:
         refused.
         """
         arrived = list(upserts)
-        rejected = self.state.apply(type_url, ((name, value) for name, _, value in arrived), removed)
+        rejected = self._state.apply(type_url, ((name, value) for name, _, value in arrived), removed)
         held = self.held.setdefault(type_url, {})
         accepted = []
         for name, version, value in arrived:
@@ -79,7 +71,7 @@ class Resources:
 
     def restore(self, saved: Mapping[str, Mapping[str, tuple[str, bytes]]]) -> int:
         """Take what was saved by an earlier process; returns how many resources are in use now."""
-        for type_url in TYPE_URLS:
+        for type_url in self.type_urls:
             resources = saved.get(type_url, {})
             self.apply(type_url, [(name, version, value) for name, (version, value) in resources.items()], ())
         return sum(len(resources) for resources in self.held.values())
@@ -91,31 +83,10 @@ class Resources:
             for type_url, resources in self.held.items()
         }
 
-    def policies(self) -> Iterator[tuple[str, bytes]]:
-        """Key and bytes of each policy, as it came."""
-        return ((name, value) for name, (_, value) in self.held[AUTHORIZATION_TYPE].items())
-
     def replay(self) -> Iterator[pb.ToWorker]:
         """All resources for a new worker."""
         for type_url, resources in self.held.items():
             yield from batches(type_url, ((name, value) for name, (_, value) in resources.items()), ())
-
-    def _on_workload(self, old: Workload | None, new: Workload | None) -> None:
-        """Count identities of this node's workloads: prefetch on arrival, forget with the last (facts
-        5.9).
-        """
-        if new is not None and self._is_local(new):
-            self._present[new.identity] += 1
-            if new.is_hbone or new.native_tunnel:
-                self._identities.want(new.identity)
-        if old is not None and self._is_local(old):
-            self._present[old.identity] -= 1
-            if self._present[old.identity] <= 0:
-                del self._present[old.identity]
-                self._identities.forget(old.identity)
-
-    def _is_local(self, workload: Workload) -> bool:
-        return not self._node or workload.node == self._node
 
 
 def batches(

@@ -34,8 +34,9 @@ _READ_BYTES = 64 * 1024
 Command = Callable[[int], Sequence[str]]
 
 
-def worker_command(fd: int) -> Sequence[str]:
-    return (sys.executable, "-m", "ztunnel.worker", "--fd", str(fd))
+def worker_of(package: str) -> Command:
+    """The command that runs a data worker of `ztunnel` or `waypoint`."""
+    return lambda fd: (sys.executable, "-m", f"{package}.worker", "--fd", str(fd))
 
 
 class WorkerLink:
@@ -45,7 +46,7 @@ class WorkerLink:
         self,
         index: int,
         on_message: Callable[[WorkerLink, pb.ToControl], None],
-        command: Command = worker_command,
+        command: Command,
     ) -> None:
         self.index = index
         self.pid = 0

@@ -14,7 +14,7 @@ from typing import Protocol
 
 import trio
 
-from dataplane.control.worker_link import Command, WorkerLink, worker_command
+from dataplane.control.worker_link import Command, WorkerLink
 from proto.mycelia import worker_pb2 as pb
 from telemetry.logging import get_logger
 from transport.errors import MeshError
@@ -56,7 +56,7 @@ class _Question:
 class WorkerPool:
     """Built inert; `run` starts `count` workers and never returns by itself."""
 
-    def __init__(self, count: int, events: WorkerEvents, command: Command = worker_command) -> None:
+    def __init__(self, count: int, events: WorkerEvents, command: Command) -> None:
         self._count = count
         self._events = events
         self._command = command

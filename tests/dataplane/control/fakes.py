@@ -26,7 +26,7 @@ class RecordingPool(WorkerPool):
     """A pool without processes: it remembers what it would have sent and closes the descriptors."""
 
     def __init__(self, *live: int) -> None:
-        super().__init__(len(live), NoEvents())
+        super().__init__(len(live), NoEvents(), lambda _: ("false",))
         self.workers = set(live)
         self.sent: list[tuple[int | None, pb.ToWorker]] = []
 

@@ -6,7 +6,8 @@ import os
 
 import pytest
 
-from ztunnel.settings import Dedicated, InvalidSetting, Settings, parse_duration, settings_from
+from dataplane.settings import InvalidSetting, parse_duration
+from ztunnel.settings import Dedicated, Settings, settings_from
 
 
 def parsed(**environment: str) -> Settings:

@@ -1,4 +1,4 @@
-"""The HTTP pages of a ztunnel: administration (15000), metrics (15020), readiness (15021); facts 12.1,
+"""The HTTP pages of a proxy: administration (15000), metrics (15020), readiness (15021); facts 12.1,
 12.2.
 """
 
@@ -14,7 +14,6 @@ from telemetry.admin_http import ANY_METHOD, Handler, Request, Response
 from telemetry.errors import InvalidLogLevel
 from telemetry.logging import LogLevels
 from telemetry.metrics import negotiate
-from ztunnel.control.config_dump import DumpInput, config_dump
 
 _PAGES = (
     ("/config_dump", "what this proxy knows: workloads, services, policies, certificates, connections"),
@@ -32,15 +31,17 @@ class AdminPages:
 
     def __init__(
         self,
+        title: str,
         *,
         levels: LogLevels,
         on_level: Callable[[str], None],
-        collect_dump: Callable[[], Awaitable[DumpInput]],
+        dump: Callable[[], Awaitable[str]],
         quit_now: Callable[[], None],
     ) -> None:
+        self._title = title
         self._levels = levels
         self._on_level = on_level
-        self._collect_dump = collect_dump
+        self._dump = dump
         self._quit_now = quit_now
 
     def routes(self) -> dict[tuple[str, str], Handler]:
@@ -58,13 +59,11 @@ class AdminPages:
     async def _index(self, _: Request) -> Response:
         await trio.lowlevel.checkpoint()
         items = "".join(f'<li><a href="{path}">{path}</a> {text}</li>' for path, text in _PAGES)
-        page = f"<!doctype html><title>ztunnel</title><h1>ztunnel</h1><ul>{items}</ul>\n"
+        page = f"<!doctype html><title>{self._title}</title><h1>{self._title}</h1><ul>{items}</ul>\n"
         return Response(200, page.encode(), "text/html; charset=utf-8")
 
     async def _config_dump(self, _: Request) -> Response:
-        dump = await self._collect_dump()
-        # Thousands of workloads take a while to write; the values are immutable, so a thread may do it.
-        return Response.json(await trio.to_thread.run_sync(config_dump, dump))
+        return Response.json(await self._dump())
 
     async def _logging(self, request: Request) -> Response:
         await trio.lowlevel.checkpoint()

@@ -15,13 +15,14 @@ from trio.testing import MockClock
 
 from dataplane.control import saved_state
 from dataplane.control.errors import SavedStateUnusable
-from dataplane.control.resources import BATCH_BYTES, BATCH_RESOURCES, Resources, batches
+from dataplane.control.resources import BATCH_BYTES, BATCH_RESOURCES, batches
 from dataplane.control.saved_state import FILE_NAME, SavedState, decode_held, encode_held
 from dataplane.state.model import ADDRESS_TYPE, AUTHORIZATION_TYPE
 from proto.istio import authorization_pb2, workload_pb2
 from proto.mycelia import worker_pb2 as pb
 from tests.dataplane.control.fakes import Identities
 from tests.dataplane.state.builders import address, service, workload
+from ztunnel.control.resources import Resources
 
 
 class Bench:

@@ -6,46 +6,70 @@ The order of `replay` is the contract's: Configure, credentials, resources, work
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Protocol
 
 from dataplane.control.certificates import Certificates
 from dataplane.control.metrics import WorkerTotals
 from dataplane.control.readiness import PROXY, Readiness
-from dataplane.control.resources import Resources
+from dataplane.control.resources import HeldResources
 from dataplane.control.workers import WorkerPool
 from proto.mycelia import worker_pb2 as pb
 from telemetry.access_log import SCOPE, format_flow, level_of
 from telemetry.logging import LogLevels, get_logger
-from ztunnel.control.proxies import ProxyRegistry
+
+
+class Places(Protocol):
+    """Where workers listen beside the places that their settings name."""
+
+    def replay(self, index: int) -> Iterator[tuple[pb.ToWorker, int]]: ...
+    def on_up(self) -> None: ...
+    def on_lost(self, index: int) -> None: ...
+    def on_result(self, index: int, result: pb.WorkloadResult) -> None: ...
+
+
+class NoPlaces:
+    """For proxies that listen where their settings say."""
+
+    def replay(self, index: int) -> Iterator[tuple[pb.ToWorker, int]]:  # noqa: ARG002 - the seam's
+        return iter(())
+
+    def on_up(self) -> None: ...
+
+    def on_lost(self, index: int) -> None: ...
+
+    def on_result(self, index: int, result: pb.WorkloadResult) -> None: ...
 
 
 class Hub:
-    """Implements `WorkerEvents`."""
+    """Implements `WorkerEvents`. `answers` are further kinds of messages and who takes them."""
 
     def __init__(
         self,
         *,
         worker_settings: Callable[[], str],
         certificates: Certificates,
-        resources: Resources,
-        proxies: ProxyRegistry,
+        resources: HeldResources,
+        places: Places,
         totals: WorkerTotals,
         readiness: Readiness,
         levels: LogLevels,
         write_access_line: Callable[[str], None],
         is_json: bool,
+        answers: Mapping[str, Callable[[int, pb.ToControl], None]] | None = None,
     ) -> None:
         self.losses = 0
         self.flows_dropped = 0
         self._worker_settings = worker_settings
         self._certificates = certificates
         self._resources = resources
-        self._proxies = proxies
+        self._places = places
         self._totals = totals
         self._readiness = readiness
         self._levels = levels
         self._write_access_line = write_access_line
         self._is_json = is_json
+        self._answers = answers or {}
         self._pool: WorkerPool | None = None
         self._log = get_logger("worker")
 
@@ -63,17 +87,17 @@ class Hub:
             yield message, None
         for message in self._resources.replay():
             yield message, None
-        yield from self._proxies.replay(index)
+        yield from self._places.replay(index)
         yield pb.ToWorker(synced=pb.Synced()), None
 
     def on_up(self, index: int) -> None:  # noqa: ARG002 - part of the protocol
-        self._proxies.on_up()
+        self._places.on_up()
         self._update_readiness()
 
     def on_lost(self, index: int) -> None:
         self.losses += 1
         self._totals.on_lost(index)
-        self._proxies.on_lost(index)
+        self._places.on_lost(index)
         self._update_readiness()
 
     def _update_readiness(self) -> None:
@@ -87,13 +111,15 @@ class Hub:
         if kind == "flows":
             self._take_flows(message.flows)
         elif kind == "workload_result":
-            self._proxies.on_result(index, message.workload_result)
+            self._places.on_result(index, message.workload_result)
         elif kind == "credential_wanted":
             answer = self._certificates.answer(message.credential_wanted.spiffe_id)
             if answer is not None and index in self.pool.live:
                 self.pool.send(index, answer)
         elif kind == "log_line":
             self._take_log_line(index, message.log_line)
+        elif (answer := self._answers.get(str(kind))) is not None:
+            answer(index, message)
         else:
             self._log.warning("unexpected_message", worker=index, kind=str(kind))
 

@@ -1,31 +1,35 @@
-"""The ztunnel as a client of its control plane: resources over delta xDS, certificates from the CA."""
+"""A proxy as a client of its control plane: resources over delta xDS, certificates from the CA."""
 
 from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import cast
 
 from ca.client import CaClient, CaClientSettings, TokenSource, channel_factory, token_source
 from ca.trust_bundle import RootSource
 from config.xds.client import DeltaXdsClient, NodeInfo
 from dataplane.control.metrics import XDS_BYTES, XDS_MESSAGES, XDS_TERMINATIONS
-from dataplane.control.resources import TYPE_URLS, Resources
+from dataplane.control.resources import HeldResources
+from dataplane.settings import DEFAULT_TOKEN, Endpoint, Identity
 from telemetry.metrics import Description, Family, Labels, Number
 from transport.grpc.channel import ChannelSettings
 from transport.grpc.tls import TlsTrust
-from ztunnel.settings import DEFAULT_TOKEN, Endpoint, Identity, Settings
 
 
 class ControlPlane:
     """What the xDS client hands resources to; counts them (facts 11.3)."""
 
-    def __init__(self, resources: Resources) -> None:
+    def __init__(self, resources: HeldResources) -> None:
         self._resources = resources
         self._messages = Family(XDS_MESSAGES)
         self._bytes = Family(XDS_BYTES)
         self._terminations = Family(XDS_TERMINATIONS)
+
+    @property
+    def type_urls(self) -> tuple[str, ...]:
+        """What is subscribed to, in order."""
+        return self._resources.type_urls
 
     def apply(
         self, type_url: str, upserts: Sequence[tuple[str, str, bytes]], removed: Sequence[str]
@@ -54,42 +58,47 @@ def _channel_settings(endpoint: Endpoint) -> ChannelSettings:
     return ChannelSettings(endpoint.host, endpoint.port, tls=trust)
 
 
-def _token(settings: Settings) -> TokenSource | None:
-    if settings.auth_token:
-        return token_source(settings.auth_token)
+def token_from(text: str) -> TokenSource | None:
+    """`text` is a path or a token; empty: Istio's path where that exists, else none."""
+    if text:
+        return token_source(text)
     return token_source(DEFAULT_TOKEN) if Path(DEFAULT_TOKEN).exists() else None
 
 
-def make_ca_client(settings: Settings) -> CaClient:
-    endpoint = settings.ca
+def make_ca_client(
+    endpoint: Endpoint, token: TokenSource | None, cluster_id: str, secret_ttl_s: float, *, impersonates: bool
+) -> CaClient:
+    """`impersonates`: asks in the name of others, as a node does for its workloads."""
     roots = RootSource(endpoint.roots) if endpoint.is_tls else None
     return CaClient(
         channel_factory(_channel_settings(endpoint), roots),
-        _token(settings),
+        token,
         CaClientSettings(
-            cluster_id=settings.identity.cluster_id,
-            lifetime=dt.timedelta(seconds=settings.secret_ttl_s),
-            is_impersonating=settings.dedicated is None,
+            cluster_id=cluster_id,
+            lifetime=dt.timedelta(seconds=secret_ttl_s),
+            is_impersonating=impersonates,
             extra_metadata=endpoint.headers,
         ),
     )
 
 
-def make_xds_client(endpoint: Endpoint, settings: Settings, handler: ControlPlane) -> DeltaXdsClient:
+def make_xds_client(
+    endpoint: Endpoint, token: TokenSource | None, identity: Identity, handler: ControlPlane
+) -> DeltaXdsClient:
     roots = RootSource(endpoint.roots) if endpoint.is_tls else None
     return DeltaXdsClient(
         channel_factory(_channel_settings(endpoint), roots),
-        _node_info(settings.identity),
-        _token(settings),
-        TYPE_URLS,
+        node_info(identity),
+        token,
+        handler.type_urls,
         handler,
-        cluster_id=settings.identity.cluster_id,
+        cluster_id=identity.cluster_id,
         extra_metadata=endpoint.headers,
         known=handler.versions,
     )
 
 
-def _node_info(identity: Identity) -> NodeInfo:
+def node_info(identity: Identity) -> NodeInfo:
     """Facts 5.3."""
     metadata: dict[str, object] = {
         "NAME": identity.pod_name,
@@ -98,4 +107,4 @@ def _node_info(identity: Identity) -> NodeInfo:
         "NODE_NAME": identity.node,
         **identity.metadata,
     }
-    return NodeInfo(identity.node_id, cast("Mapping[str, str]", metadata))
+    return NodeInfo(identity.node_id, metadata)
