@@ -7,108 +7,20 @@ import http.client
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
 
-from google.protobuf.duration_pb2 import Duration
-
-from dataplane.state.model import ADDRESS_TYPE
-from proto.istio import workload_pb2 as mesh_pb
-from proto.mycelia import waypoint_pb2 as pb
-from tests.dataplane.state.builders import address, service, workload
+from tests.waypoint.resources import PLACE, VIP, Resource, put
 from tests.waypoint.worker.kit import PATIENCE_S, RunningProxy
 from transport.http1.codec import CodecKind
 from transport.reactor import Reactor
-from waypoint.state.destinations import DESTINATION_TYPE
 from waypoint.state.place import Place
-from waypoint.state.routes import ROUTES_TYPE
 from waypoint.state.store import WaypointState
 from waypoint.worker.decider import RoutingDecider
 from waypoint.worker.proxy import ProxySettings
 from waypoint.worker.upstreams import Upstreams, UpstreamSettings
-
-VIP = "10.96.0.1"
-WEB = "default/web"
-PLACE = Place("default", "waypoint")
-
-
-def seconds(value: float) -> Duration:
-    return Duration(seconds=int(value), nanos=int(value % 1 * 1e9))
-
-
-def backend(service_key: str, weight: int = 1, port: int = 80, **fields: Any) -> pb.Backend:
-    return pb.Backend(service=service_key, port=port, weight=weight, **fields)
-
-
-def forward(*backends: pb.Backend) -> pb.Forward:
-    return pb.Forward(backends=backends or (backend(WEB),))
-
-
-def rule(name: str = "r", *matches: pb.HttpMatch, **fields: Any) -> pb.HttpRule:
-    if not {"forward", "redirect", "direct_response"} & fields.keys():
-        fields["forward"] = forward()
-    return pb.HttpRule(name=name, matches=matches, **fields)
-
-
-def prefix(path: str) -> pb.HttpMatch:
-    return pb.HttpMatch(path=pb.PathMatch(prefix=path))
-
-
-def routes(
-    *rules: pb.HttpRule,
-    key: str = WEB,
-    protocol: int = pb.HTTP,
-    port: int = 80,
-    tcp: Sequence[pb.TcpRule] = (),
-) -> pb.ServiceRoutes:
-    namespace, _, hostname = key.partition("/")
-    ports = [
-        pb.PortRoutes(
-            service_port=port,
-            protocol=protocol,  # type: ignore[arg-type]
-            http_rules=rules,
-            tcp_rules=tcp,
-        )
-    ]
-    return pb.ServiceRoutes(namespace=namespace, hostname=hostname, ports=ports)
-
-
-def destination(policy: pb.TrafficPolicy | None = None, *, key: str = WEB, **fields: Any) -> pb.Destination:
-    namespace, _, hostname = key.partition("/")
-    return pb.Destination(namespace=namespace, hostname=hostname, policy=policy, **fields)
-
-
-Resource = mesh_pb.Workload | mesh_pb.Service | pb.ServiceRoutes | pb.Destination
-
-
-def put(state: WaypointState, *resources: Resource) -> dict[str, str]:
-    """Apply each; returns what was refused."""
-    refused: dict[str, str] = {}
-    for each in resources:
-        match each:
-            case pb.ServiceRoutes():
-                name = f"{each.namespace}/{each.hostname}"
-                refused |= state.apply(ROUTES_TYPE, [(name, each.SerializeToString())], ())
-            case pb.Destination():
-                name = f"{each.namespace}/{each.hostname}"
-                refused |= state.apply(DESTINATION_TYPE, [(name, each.SerializeToString())], ())
-            case _:
-                refused |= state.apply(ADDRESS_TYPE, [address(each)], ())
-    return refused
-
-
-def web_service(*vips: str, key: str = WEB, **fields: Any) -> mesh_pb.Service:
-    namespace, _, hostname = key.partition("/")
-    return service(hostname, *(vips or (VIP,)), namespace=namespace, ports={80: 0}, **fields)
-
-
-def endpoint(
-    uid: str, port: int, *, key: str = WEB, ip: str = "127.0.0.1", **fields: Any
-) -> mesh_pb.Workload:
-    """A workload without HBONE at a real server's port."""
-    return workload(uid, ip, hbone=False, services={key: {80: port}}, **fields)
 
 
 @dataclass

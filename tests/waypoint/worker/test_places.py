@@ -12,6 +12,7 @@ import pytest
 from proto.istio import workload_pb2 as mesh_pb
 from proto.mycelia import waypoint_pb2 as pb
 from tests.dataplane.state.builders import service, workload
+from tests.waypoint.resources import VIP, WEB, backend, destination, endpoint, routes, seconds, web_service
 from tests.waypoint.worker.kit import (
     PATIENCE_S,
     ScriptedServer,
@@ -20,18 +21,7 @@ from tests.waypoint.worker.kit import (
     free_port,
     read_all,
 )
-from tests.waypoint.worker.routing_kit import (
-    VIP,
-    WEB,
-    App,
-    Waypoint,
-    backend,
-    destination,
-    endpoint,
-    routes,
-    seconds,
-    web_service,
-)
+from tests.waypoint.worker.routing_kit import App, Waypoint
 from transport.reactor import Reactor
 from waypoint.state.hosts import Endpoint
 from waypoint.worker.client_hello import Peeked, server_name

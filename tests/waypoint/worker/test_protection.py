@@ -13,21 +13,9 @@ import pytest
 
 from dataplane.state.model import Locality
 from proto.mycelia import waypoint_pb2 as pb
+from tests.waypoint.resources import destination, endpoint, prefix, routes, rule, seconds, web_service
 from tests.waypoint.worker.kit import PATIENCE_S, ScriptedServer, free_port, read_until
-from tests.waypoint.worker.routing_kit import (
-    App,
-    Reply,
-    Seen,
-    Waypoint,
-    apps,
-    destination,
-    endpoint,
-    prefix,
-    routes,
-    rule,
-    seconds,
-    web_service,
-)
+from tests.waypoint.worker.routing_kit import App, Reply, Seen, Waypoint, apps
 from waypoint.state.place import Place
 
 REPLY = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"

@@ -7,13 +7,9 @@ from collections import Counter
 import pytest
 
 from proto.mycelia import waypoint_pb2 as pb
-from tests.waypoint.worker.routing_kit import (
+from tests.waypoint.resources import (
     WEB,
-    App,
-    Reply,
     Resource,
-    Waypoint,
-    apps,
     backend,
     endpoint,
     forward,
@@ -23,6 +19,7 @@ from tests.waypoint.worker.routing_kit import (
     seconds,
     web_service,
 )
+from tests.waypoint.worker.routing_kit import App, Reply, Waypoint, apps
 from transport.http1.codec import CodecKind
 
 CODECS: tuple[CodecKind, ...] = ("lean", "reference")
