@@ -14,23 +14,25 @@ from collections.abc import Callable, Collection, Sequence
 from itertools import accumulate
 
 from waypoint.state.destinations import Algorithm, TrafficPolicy
-from waypoint.state.hashing import Maglev, Ring, build_maglev, build_ring, xxhash64
+from waypoint.state.hashing import MAGLEV_SIZE, Maglev, Ring, build_maglev, build_ring, xxhash64
 from waypoint.state.hosts import Host
 from waypoint.state.priorities import LevelLoads, choose_level, level_loads, levels
 from waypoint.state.retry import choose_other
 from waypoint.state.schedule import Schedule
 from waypoint.state.session import endpoint_token
 
-_SLOW_START_MINIMUM = 0.1
+SLOW_START_MINIMUM = 0.1
 _REHASHES = 8
 _ATTEMPTS_IN_A_LEVEL = 2
 
 
-def slow_start_factor(age_s: float, window_s: float, aggression: float = 1.0) -> float:
-    """The part of its weight that a host of that age has: from a tenth, growing to all of it."""
+def slow_start_factor(
+    age_s: float, window_s: float, aggression: float = 1.0, minimum: float = SLOW_START_MINIMUM
+) -> float:
+    """The part of its weight that a host of that age has: from `minimum`, growing to all of it."""
     if age_s >= window_s:
         return 1.0
-    return max(_SLOW_START_MINIMUM, float((max(age_s, 1.0) / window_s) ** (1.0 / aggression)))
+    return max(minimum, float((max(age_s, 1.0) / window_s) ** (1.0 / aggression)))
 
 
 def of_subset(hosts: Sequence[Host], workloads: Collection[str]) -> list[Host]:
@@ -126,7 +128,8 @@ class _Level:
     def _build(self) -> Ring | Maglev:
         named = [(host.member.uid, max(host.member.weight, 1)) for host in self._table_hosts]
         if self._policy.algorithm is Algorithm.MAGLEV:
-            return build_maglev(named)
+            size = self._policy.table_size
+            return build_maglev(named, size if len(named) < size else MAGLEV_SIZE)
         return build_ring(named, self._policy.minimum_ring_size)
 
     def _at_random(self) -> Host:
@@ -138,7 +141,13 @@ class _Level:
         weight = max(host.member.weight, 1)
         if self._young is None:
             return weight
-        return weight * slow_start_factor(self._now - host.joined_at, self._policy.slow_start_s)
+        policy = self._policy
+        return weight * slow_start_factor(
+            self._now - host.joined_at,
+            policy.slow_start_s,
+            policy.slow_start_aggression,
+            policy.slow_start_minimum,
+        )
 
     def _weight_by_load(self, host: Host) -> float:
         return self._weight(host) / (host.active + 1)
@@ -153,7 +162,7 @@ class Balancer:
         self._policy = policy
         self._hosts = hosts
         self._random = random
-        self._levels = [_Level(level, policy, random) for level in levels(hosts, policy.failover)]
+        self._levels = [_Level(level, policy, random) for level in levels(hosts)]
         self._loads: LevelLoads | None = None
         self._single: _Level | None = None
         self._tokens: dict[str, Host] | None = None

@@ -114,14 +114,17 @@ def location(facts: RequestFacts, entry: RouteEntry, redirect: Redirect, service
     """The Location of a redirect.
 
     Port: the rule's, else that of the rule's scheme, else the one in Host where Host is kept, else the port
-    that was called; left out where the scheme implies it.
+    that was called; left out where the scheme implies it. VirtualService's rules keep what Host has, except
+    that a port which the former scheme implied goes with it.
     """
     scheme = redirect.scheme or facts.scheme
     host, own_port = split_port(facts.authority)
     if redirect.hostname:
         host, own_port = redirect.hostname, 0
     port = redirect.port
-    if not port:
+    if not port and redirect.keeps_port_of_host:
+        port = 0 if own_port == _DEFAULT_PORTS.get(facts.scheme) else own_port
+    elif not port:
         port = _DEFAULT_PORTS.get(scheme, 0) if redirect.scheme else own_port or service_port
     path = facts.path if redirect.path is None else change_path(facts.path, redirect.path, entry.path)
     suffix = b"" if port in (0, _DEFAULT_PORTS.get(scheme)) else b":%d" % port

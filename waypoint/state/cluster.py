@@ -108,7 +108,7 @@ class Cluster:
         """Take over what is so now."""
         self.service = service
         self.application = application
-        self.passes_through = (
+        self.passes_through = not policy.refusal and (
             policy.algorithm is Algorithm.PASSTHROUGH or service.balancing.mode is BalancingMode.PASSTHROUGH
         )
         if policy is not self.policy:

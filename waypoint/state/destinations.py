@@ -11,6 +11,8 @@ from google.protobuf.message import DecodeError
 
 from proto.mycelia import waypoint_pb2 as pb
 from waypoint.state.errors import RoutesRejected
+from waypoint.state.hashing import MAGLEV_SIZE, is_prime
+from waypoint.state.locality import LocalityPolicy, locality_policy
 from waypoint.state.rules import seconds
 
 DESTINATION_TYPE: Final = "type.googleapis.com/mycelia.waypoint.Destination"
@@ -88,15 +90,6 @@ class ConnectionPool:
 
 
 @dataclass(frozen=True, slots=True)
-class LocalityMatch:
-    """Empty fields match all."""
-
-    region: str = ""
-    zone: str = ""
-    subzone: str = ""
-
-
-@dataclass(frozen=True, slots=True)
 class RetryBudget:
     percent: int = 20
     minimum_concurrency: int = 3
@@ -109,11 +102,15 @@ class TrafficPolicy:
     algorithm: Algorithm = Algorithm.LEAST_REQUEST
     hash_key: HashKey | None = None
     minimum_ring_size: int = 1024
+    table_size: int = MAGLEV_SIZE
     slow_start_s: float = 0.0
+    slow_start_minimum: float = 0.1  # of its weight has a new endpoint
+    slow_start_aggression: float = 1.0
     outlier_detection: OutlierSettings | None = None
     pool: ConnectionPool = field(default_factory=ConnectionPool)
-    failover: tuple[LocalityMatch, ...] = ()
+    locality: LocalityPolicy | None = None  # None: as the service says
     retry_budget: RetryBudget | None = None
+    refusal: str = ""  # why nothing may be sent there
 
     @property
     def panic_percent(self) -> int:
@@ -196,18 +193,41 @@ def _policy(message: pb.TrafficPolicy) -> TrafficPolicy:
         algorithm=algorithm,
         hash_key=_hash_key(message.hash_key) if message.HasField("hash_key") else None,
         minimum_ring_size=message.minimum_ring_size or 1024,
+        table_size=_table_size(message.table_size),
         slow_start_s=seconds(message.slow_start),
+        slow_start_minimum=_slow_start_minimum(message.slow_start_minimum_percent),
+        slow_start_aggression=_slow_start_aggression(message.slow_start_aggression),
         outlier_detection=(
             _outlier(message.outlier_detection) if message.HasField("outlier_detection") else None
         ),
         pool=_pool(message.connection_pool) if message.HasField("connection_pool") else ConnectionPool(),
-        failover=tuple(LocalityMatch(each.region, each.zone, each.subzone) for each in message.failover),
+        locality=locality_policy(message.locality) if message.HasField("locality") else None,
         retry_budget=(
             RetryBudget(message.retry_budget.percent, message.retry_budget.minimum_concurrency)
             if message.HasField("retry_budget")
             else None
         ),
+        refusal=message.refusal,
     )
+
+
+def _table_size(size: int) -> int:
+    """A larger table only evens out shares further, and takes seconds to build."""
+    if size and not is_prime(size):
+        raise RoutesRejected(f"a table of {size} slots: not prime")
+    return min(size or MAGLEV_SIZE, MAGLEV_SIZE)
+
+
+def _slow_start_minimum(percent: float) -> float:
+    if not 0 <= percent <= 100:
+        raise RoutesRejected(f"a slow start from {percent} percent")
+    return (percent or 10.0) / 100
+
+
+def _slow_start_aggression(aggression: float) -> float:
+    if aggression and not 1 <= aggression <= 100:
+        raise RoutesRejected(f"a slow start with aggression {aggression}")
+    return aggression or 1.0
 
 
 def _hash_key(message: pb.HashKey) -> HashKey:

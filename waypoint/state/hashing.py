@@ -10,6 +10,7 @@ keep them until the hosts change (balance.py).
 
 from __future__ import annotations
 
+import math
 from array import array
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
@@ -133,6 +134,10 @@ def build_maglev(hosts: Sequence[tuple[str, int]], size: int = MAGLEV_SIZE) -> M
         slots[slot] = order[place]
         walks[place] = (slot, skip)
     return Maglev(slots)
+
+
+def is_prime(number: int) -> bool:
+    return number > 1 and all(number % divisor for divisor in range(2, math.isqrt(number) + 1))
 
 
 def _turns(weights: Sequence[int]) -> Iterator[int]:

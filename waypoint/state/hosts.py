@@ -69,9 +69,6 @@ class Member:
 
     uid: str
     weight: int = 1
-    region: str = ""
-    zone: str = ""
-    subzone: str = ""
     is_healthy: bool = True
     preference: int = 0
 

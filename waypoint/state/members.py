@@ -6,8 +6,8 @@ waypoint cannot reach; for the latter there is a sentence, so that a cluster wit
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import assert_never
 
 from dataplane.state.addressing import pick_ip
@@ -17,6 +17,7 @@ from proto.mycelia import waypoint_pb2 as pb
 from waypoint.state.circuit import Circuit
 from waypoint.state.destinations import TrafficPolicy
 from waypoint.state.hosts import Application, Endpoint, Member
+from waypoint.state.locality import Distribution, weights
 from waypoint.state.place import Place
 
 _ELSEWHERE = 3
@@ -46,8 +47,29 @@ class Found:
 
 def find_members(
     workloads: Iterable[Workload], wanted: Wanted, place: Place, problems: list[str]
-) -> Iterator[Found]:
+) -> Iterable[Found]:
     """Those of `workloads` that can be used; `problems` gets a line for each that cannot be reached."""
+    if wanted.policy.refusal:
+        problems.append(f"nothing may go there: {wanted.policy.refusal} is not supported")
+        return ()
+    found = _usable(workloads, wanted, place, problems)
+    locality = wanted.policy.locality
+    distribution = None if locality is None else locality.distribution(place)
+    return found if distribution is None else _distributed(list(found), distribution)
+
+
+def _distributed(found: Sequence[Found], distribution: Distribution) -> Iterator[Found]:
+    """With the weights that give each locality its share; without those that have none."""
+    shares = weights(distribution, [each.workload for each in found])
+    for each in found:
+        share = shares.get(each.member.uid)
+        if share is not None:
+            yield replace(each, member=replace(each.member, weight=share))
+
+
+def _usable(
+    workloads: Iterable[Workload], wanted: Wanted, place: Place, problems: list[str]
+) -> Iterator[Found]:
     for workload in workloads:
         if wanted.workloads is not None and workload.uid not in wanted.workloads:
             continue
@@ -76,15 +98,7 @@ def _find(workload: Workload, wanted: Wanted, place: Place) -> Found | str:
     if endpoint is None:
         return "has no address"
     endpoint6 = endpoint_of(workload, port, wanted, "::")
-    locality = workload.locality
-    member = Member(
-        workload.uid,
-        workload.capacity,
-        locality.region,
-        locality.zone,
-        locality.subzone,
-        preference=preference,
-    )
+    member = Member(workload.uid, workload.capacity, preference=preference)
     return Found(workload, member, endpoint, None if endpoint6 == endpoint else endpoint6)
 
 
@@ -99,6 +113,8 @@ def endpoint_of(workload: Workload, port: int, wanted: Wanted, family: str) -> E
 
 def _preference(workload: Workload, wanted: Wanted, place: Place) -> int | None:
     """0 for the nearest; None where the service does not allow one so far (facts 7, config-api 3)."""
+    if wanted.policy.locality is not None:
+        return wanted.policy.locality.level(workload, place)
     balancing = wanted.service.balancing
     if balancing.mode in (BalancingMode.STRICT, BalancingMode.FAILOVER) and balancing.preferences:
         rank = rank_of(workload, wanted.service, place)

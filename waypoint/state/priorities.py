@@ -8,33 +8,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from waypoint.state.destinations import LocalityMatch
-from waypoint.state.hosts import Host, Member
+from waypoint.state.hosts import Host
 
 _OVERPROVISIONING = 140
 
 
-def levels(hosts: Sequence[Host], failover: Sequence[LocalityMatch]) -> list[list[Host]]:
-    """Hosts by the first locality that matches, the rest last; without any to match, by their preference.
-
-    Empty levels are left out.
-    """
+def levels(hosts: Sequence[Host]) -> list[list[Host]]:
+    """Hosts by their preference, the nearest first. Empty levels are left out."""
     ranked: dict[int, list[Host]] = {}
     for host in hosts:
-        rank = _rank(host.member, failover) if failover else host.member.preference
-        ranked.setdefault(rank, []).append(host)
+        ranked.setdefault(host.member.preference, []).append(host)
     return [ranked[rank] for rank in sorted(ranked)]
-
-
-def _rank(member: Member, failover: Sequence[LocalityMatch]) -> int:
-    for rank, match in enumerate(failover):
-        if (
-            match.region in ("", member.region)
-            and match.zone in ("", member.zone)
-            and match.subzone in ("", member.subzone)
-        ):
-            return rank
-    return len(failover)
 
 
 @dataclass(frozen=True, slots=True)

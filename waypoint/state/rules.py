@@ -128,6 +128,7 @@ class Redirect:
     path: PathChange | None = None
     port: int = 0
     status: int = 302
+    keeps_port_of_host: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -350,6 +351,7 @@ def _redirect(message: pb.Redirect) -> Redirect:
         path=_path_change(message.path) if message.HasField("path") else None,
         port=message.port,
         status=_status(message.status or 302),
+        keeps_port_of_host=message.keeps_port_of_host,
     )
 
 

@@ -61,12 +61,12 @@ def request(
 def host(
     uid: str,
     weight: int = 1,
-    locality: tuple[str, str, str] = ("", "", ""),
+    preference: int = 0,
     age: float = 0.0,
     *,
     is_healthy: bool = True,
 ) -> Host:
-    member = Member(uid, weight, *locality, is_healthy=is_healthy)
+    member = Member(uid, weight, is_healthy=is_healthy, preference=preference)
     return Host(member, Endpoint(("10.0.0.1", 8080)), joined_at=-age)
 
 

@@ -17,7 +17,6 @@ from waypoint.state.destinations import (
     CookieKey,
     HashKey,
     HeaderKey,
-    LocalityMatch,
     OutlierSettings,
     ParameterKey,
     SourceKey,
@@ -159,9 +158,9 @@ def test_a_key_whose_host_was_tried_goes_elsewhere() -> None:
 
 
 def test_later_attempts_may_leave_the_locality() -> None:
-    near = [host(f"near-{number}", 1, ("r1", "", "")) for number in range(4)]
-    far = [host("far", 1, ("r2", "", ""))]
-    chooser = balancer(Algorithm.ROUND_ROBIN, near + far, failover=(LocalityMatch("r1"),))
+    near = [host(f"near-{number}", 1, 0) for number in range(4)]
+    far = [host("far", 1, 1)]
+    chooser = balancer(Algorithm.ROUND_ROBIN, near + far)
     assert chooser.pick(0.0, tried=near[:1], may_go_remote=True) in near[1:]
     assert chooser.pick(0.0, tried=near[:2], may_go_remote=True) is far[0]
     assert chooser.pick(0.0, tried=near[:2]) in near[2:]
@@ -237,23 +236,16 @@ def test_no_shares_no_level() -> None:
     assert choose_level((0, 0), 0.5) is None
 
 
-def test_localities_come_in_their_order_and_empty_levels_fall_out() -> None:
-    failover = [LocalityMatch("r1", "z1", "s1"), LocalityMatch("r1", "z1"), LocalityMatch("r1")]
-    far, near, region = (
-        host("far", 1, ("r2", "z", "s")),
-        host("near", 1, ("r1", "z1", "s1")),
-        host("region", 1, ("r1", "z2", "s")),
-    )
-    assert levels([far, near, region], failover) == [[near], [region], [far]]
-    assert levels([], failover) == []
+def test_the_nearest_come_first_and_empty_levels_fall_out() -> None:
+    far, near, region = host("far", 1, 3), host("near", 1, 0), host("region", 1, 2)
+    assert levels([far, near, region]) == [[near], [region], [far]]
+    assert levels([]) == []
 
 
 def test_requests_overflow_to_the_next_locality() -> None:
-    near = [host(f"near-{number}", 1, ("r1", "", "")) for number in range(4)]
-    far = [host(f"far-{number}", 1, ("r2", "", "")) for number in range(4)]
-    chooser = balancer(
-        Algorithm.ROUND_ROBIN, near + far, failover=(LocalityMatch("r1"),), outlier_detection=NO_PANIC
-    )
+    near = [host(f"near-{number}", 1, 0) for number in range(4)]
+    far = [host(f"far-{number}", 1, 1) for number in range(4)]
+    chooser = balancer(Algorithm.ROUND_ROBIN, near + far, outlier_detection=NO_PANIC)
     assert all(uid.startswith("near") for uid in counts(chooser, 100))
     near[0].ejected_until = near[1].ejected_until = 1.0
     chooser.refresh()

@@ -169,6 +169,30 @@ def test_where_a_redirect_points(
     assert location(facts, found, found.rule.action, service_port) == result
 
 
+@pytest.mark.parametrize(
+    ("redirect", "authority", "result"),
+    [
+        (pb.Redirect(), "web", b"http://web/a"),
+        (pb.Redirect(), "web:9090", b"http://web:9090/a"),
+        (pb.Redirect(scheme="https"), "web", b"https://web/a"),
+        (pb.Redirect(scheme="https"), "web:80", b"https://web/a"),
+        (pb.Redirect(scheme="https"), "web:9090", b"https://web:9090/a"),
+        (pb.Redirect(scheme="https", port=80), "web", b"https://web:80/a"),
+        (pb.Redirect(hostname="api"), "web:9090", b"http://api/a"),
+        (pb.Redirect(hostname="api:8443"), "web:9090", b"http://api:8443/a"),
+        (pb.Redirect(port=8443), "web:9090", b"http://web:8443/a"),
+    ],
+)
+def test_a_redirect_of_a_virtual_service_keeps_what_host_says(
+    redirect: pb.Redirect, authority: str, result: bytes
+) -> None:
+    redirect.keeps_port_of_host = True
+    facts = request("/a", authority=authority)
+    found = entry(rule(redirect=redirect))
+    assert isinstance(found.rule.action, Redirect)
+    assert location(facts, found, found.rule.action, 8080) == result
+
+
 @pytest.mark.parametrize(("given", "status"), [(0, 302), (301, 301), (308, 308)])
 def test_a_redirect_is_a_302_unless_told(given: int, status: int) -> None:
     found: HttpRule = entry(rule(redirect=pb.Redirect(status=given))).rule

@@ -13,13 +13,13 @@ from waypoint.state.destinations import (
     CookieKey,
     Destination,
     HeaderKey,
-    LocalityMatch,
     OutlierSettings,
     RetryBudget,
     TrafficPolicy,
     parse_destination,
 )
 from waypoint.state.errors import RoutesRejected
+from waypoint.state.locality import LocalityPolicy, Scope
 
 RANDOM = pb.TrafficPolicy(balancer=pb.TrafficPolicy.RANDOM)
 MAGLEV = pb.TrafficPolicy(balancer=pb.TrafficPolicy.MAGLEV)
@@ -82,7 +82,11 @@ def test_all_fields_are_read() -> None:
             minimum_health_percent=30,
         ),
         connection_pool=pb.ConnectionPool(maximum_requests=7, connect_timeout=Duration(nanos=500_000_000)),
-        failover=[pb.LocalityPriority(region="r", zone="z")],
+        locality=pb.Locality(terms=[pb.Locality.Term(same=pb.Locality.ZONE)], is_strict=True),
+        table_size=251,
+        slow_start_minimum_percent=20,
+        slow_start_aggression=2,
+        refusal="tls mode SIMPLE",
         retry_budget=pb.RetryBudget(percent=10, minimum_concurrency=1),
     )
     assert found.hash_key == HeaderKey(b"x-user")
@@ -93,7 +97,9 @@ def test_all_fields_are_read() -> None:
     assert found.panic_percent == 30
     assert (found.pool.maximum_requests, found.pool.maximum_pending) == (7, UNLIMITED)
     assert (found.pool.connect_timeout_s, found.pool.http_idle_s) == (0.5, 3600.0)
-    assert found.failover == (LocalityMatch("r", "z"),)
+    assert found.locality == LocalityPolicy((Scope.ZONE,), is_strict=True)
+    assert (found.table_size, found.slow_start_minimum, found.slow_start_aggression) == (251, 0.2, 2.0)
+    assert found.refusal == "tls mode SIMPLE"
     assert found.retry_budget == RetryBudget(10, 1)
 
 
@@ -126,8 +132,30 @@ def test_a_cookie_without_a_time_differs_from_one_of_zero(cookie: pb.HashKey.Coo
             ).SerializeToString(),
             "negative",
         ),
+        *[
+            (
+                pb.Destination(namespace="a", hostname="b", policy=policy).SerializeToString(),
+                reason,
+            )
+            for policy, reason in (
+                (pb.TrafficPolicy(table_size=250), "not prime"),
+                (pb.TrafficPolicy(slow_start_minimum_percent=101), "from 101.0 percent"),
+                (pb.TrafficPolicy(slow_start_aggression=0.5), "aggression 0.5"),
+                (pb.TrafficPolicy(locality=pb.Locality(terms=[pb.Locality.Term()])), "says nothing"),
+                (
+                    pb.TrafficPolicy(
+                        locality=pb.Locality(distributions=[pb.Locality.Distribution(to={"a": 99})])
+                    ),
+                    "add up to 100",
+                ),
+            )
+        ],
     ],
 )
 def test_what_cannot_be_meant_is_refused(content: bytes, reason: str) -> None:
     with pytest.raises(RoutesRejected, match=reason):
         parse_destination(content)
+
+
+def test_a_table_is_no_larger_than_is_built_in_time() -> None:
+    assert policy(table_size=5_000_011).table_size == policy().table_size == 65537

@@ -332,3 +332,40 @@ def test_hosts_of_the_own_zone_come_first() -> None:
         assert set(waypoint.bodies(20)) == {b"near"}
         waypoint.put(endpoint("near", near.port, locality=("r1", "z1", ""), healthy=False))
         assert set(waypoint.bodies(5)) == {b"far"}
+
+
+def test_where_nothing_may_go_requests_are_refused() -> None:
+    with (
+        apps("app") as (app,),
+        Waypoint(
+            web_service(),
+            endpoint("app", app.port),
+            routes(),
+            destination(pb.TrafficPolicy(refusal="tls mode SIMPLE")),
+        ) as waypoint,
+    ):
+        assert waypoint.get("/")[0] == 503
+        assert app.seen == []
+
+
+def test_localities_get_the_shares_they_are_told() -> None:
+    shares = pb.Locality.Distribution(to={"r1/z1": 80, "r1/z2": 20}, **{"from": "r1/*"})
+    with (
+        apps("one", "two", "three") as (one, two, three),
+        Waypoint(
+            web_service(),
+            endpoint("one", one.port, locality=("r1", "z1", "")),
+            endpoint("two", two.port, locality=("r1", "z2", "")),
+            endpoint("three", three.port, locality=("r2", "z3", "")),
+            routes(),
+            destination(
+                pb.TrafficPolicy(
+                    balancer=pb.TrafficPolicy.ROUND_ROBIN, locality=pb.Locality(distributions=[shares])
+                )
+            ),
+            place=Place("default", "waypoint", locality=Locality("r1", "z1")),
+        ) as waypoint,
+    ):
+        bodies = waypoint.bodies(50)
+        assert 38 <= bodies.count(b"one") <= 42
+        assert bodies.count(b"one") + bodies.count(b"two") == 50
