@@ -118,8 +118,8 @@ class Hub:
                 self.pool.send(index, answer)
         elif kind == "log_line":
             self._take_log_line(index, message.log_line)
-        elif (answer := self._answers.get(str(kind))) is not None:
-            answer(index, message)
+        elif (take := self._answers.get(str(kind))) is not None:
+            take(index, message)
         else:
             self._log.warning("unexpected_message", worker=index, kind=str(kind))
 

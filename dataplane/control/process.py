@@ -2,8 +2,8 @@
 
 Order of start: privileges, administration ports, saved resources, workers, control plane; what waits for the
 mesh to be known (from the control plane or from disk) follows then. Order of the end: workers drain, the last
-resources are saved, everything else is cancelled. The service manager hears when the process is ready and when
-it ends.
+resources are saved, everything else is cancelled. The service manager hears when the process is ready and
+when it ends.
 """
 
 from __future__ import annotations

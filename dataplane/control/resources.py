@@ -1,8 +1,8 @@
 """The control plane's resources in the control process: checked, kept as they came, passed on to the workers.
 
 Workers get the same bytes that arrived, in batches small enough not to hold up their traffic. The decoded
-state is kept here too: it decides what is refused, and answers the operator's questions. Invariant: `held` has
-exactly the accepted resources, in the order in which they last arrived.
+state is kept here too: it decides what is refused, and answers the operator's questions. Invariant: `held`
+has exactly the accepted resources, in the order in which they last arrived.
 """
 
 from __future__ import annotations

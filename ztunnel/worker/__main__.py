@@ -1,49 +1,11 @@
-"""`python -m ztunnel.worker --fd N`: one data worker, started by the control process, whose socket is
-descriptor N.
-"""
+"""`python -m ztunnel.worker --fd N`: one data worker of a ztunnel."""
 
 from __future__ import annotations
 
-import argparse
-import gc
-import signal
-import socket
 import sys
 
-from transport.errors import MeshError
-from transport.reactor import Reactor
-from transport.sockets import raise_nofile_limit
+from dataplane.worker.main import run_worker
 from ztunnel.worker.worker import Worker
 
-# The hot path makes no garbage cycles; the young generation may grow, and full collections wait for quiet
-# times.
-_GC_THRESHOLDS = (20_000, 50, 1_000)
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m ztunnel.worker", description=__doc__)
-    parser.add_argument("--fd", type=int, required=True, help="stream socket to the control process")
-    fd: int = parser.parse_args().fd
-    # Ctrl-C reaches the whole process group: the control process decides what it means.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    gc.set_threshold(*_GC_THRESHOLDS)
-    raise_nofile_limit()
-    try:
-        control = socket.socket(fileno=fd)
-    except OSError as error:
-        print(f"descriptor {fd} is not a socket: {error.strerror}", file=sys.stderr)
-        return 2
-    with Reactor() as reactor:
-        worker = Worker(reactor, control)
-        # Who stops a group of processes must not cut connections that the control process wants drained.
-        signal.signal(signal.SIGTERM, lambda *_: reactor.call_soon_threadsafe(worker.drain))
-        try:
-            worker.run()
-        except MeshError as error:
-            print(f"ztunnel worker: {error}", file=sys.stderr)
-            return 1
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_worker("ztunnel", Worker))
