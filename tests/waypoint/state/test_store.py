@@ -14,7 +14,18 @@ from dataplane.state.model import ADDRESS_TYPE, Locality
 from proto.istio import workload_pb2 as mesh_pb
 from proto.mycelia import waypoint_pb2 as pb
 from tests.dataplane.state.builders import service, workload
-from tests.waypoint.resources import PLACE, VIP, WEB, Resource, destination, put, routes, rule, web_service
+from tests.waypoint.resources import (
+    PLACE,
+    VIP,
+    WEB,
+    Resource,
+    destination,
+    put,
+    routes,
+    rule,
+    seconds,
+    web_service,
+)
 from waypoint.state.cluster import Cluster, ClusterKey
 from waypoint.state.destinations import DESTINATION_TYPE
 from waypoint.state.hosts import Application, Endpoint
