@@ -49,10 +49,12 @@ class Cluster:
 
     __slots__ = (
         "_departed",
+        "_found",
         "_known",
         "_next_sweep",
         "_on_gone",
         "_random",
+        "_wanted",
         "application",
         "balancer",
         "circuit",
@@ -89,6 +91,8 @@ class Cluster:
         self.passes_through = False  # to the address that was called, not to a host of our choice
         self._known: dict[str, Host] = {}
         self._departed: dict[str, Host] = {}
+        self._found: dict[str, Found] = {}
+        self._wanted: Wanted | None = None
         self._next_sweep = 0.0
         self._random = random
         self._on_gone = on_gone
@@ -115,12 +119,16 @@ class Cluster:
             self._set_policy(policy)
         problems: list[str] = []
         wanted = Wanted(service, self.key.port, policy, application, self.circuit, subset)
+        if not wanted.is_same(self._wanted) or len(self._found) > 2 * len(self._known) + _MAX_DEPARTED:
+            self._found.clear()
+        self._wanted = wanted
         known: dict[str, Host] = {}
         is_first = not self._known and not self._departed
-        for found in find_members(workloads, wanted, place, problems):
+        for found in find_members(workloads, wanted, place, problems, self._found):
             known[found.member.uid] = self._host(found, _ALWAYS if is_first else now)
         for uid, host in self._known.items():
             if uid not in known:
+                self._found.pop(uid, None)
                 self._depart(uid, host)
         self.problems = problems[:_MAX_PROBLEMS]
         self._known = known
@@ -186,6 +194,8 @@ class Cluster:
         for uid, host in self._known.items():
             self._depart(uid, host)
         self._known = {}
+        self._found = {}
+        self._wanted = None
         self.hosts = []
         self.balancer = Balancer(self.policy, [], self._random)
 

@@ -23,7 +23,7 @@ from waypoint.state.place import Place
 _ELSEWHERE = 3
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Wanted:
     """What a cluster is about. `workloads` None: all of the service's."""
 
@@ -33,6 +33,16 @@ class Wanted:
     application: Application | None
     circuit: Circuit
     workloads: Collection[str] | None = None
+
+    def is_same(self, other: Wanted | None) -> bool:
+        """Whether it is made of the very same objects: then a workload's answer is the same too."""
+        return (
+            other is not None
+            and self.service is other.service
+            and self.policy is other.policy
+            and self.application is other.application
+            and self.workloads is other.workloads
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,13 +56,20 @@ class Found:
 
 
 def find_members(
-    workloads: Iterable[Workload], wanted: Wanted, place: Place, problems: list[str]
+    workloads: Iterable[Workload],
+    wanted: Wanted,
+    place: Place,
+    problems: list[str],
+    known: dict[str, Found],
 ) -> Iterable[Found]:
-    """Those of `workloads` that can be used; `problems` gets a line for each that cannot be reached."""
+    """Those of `workloads` that can be used; `problems` gets a line for each that cannot be reached.
+
+    `known` has the answers of before for the same `wanted`: a change costs little for all that stay.
+    """
     if wanted.policy.refusal:
         problems.append(f"nothing may go there: {wanted.policy.refusal} is not supported")
         return ()
-    found = _usable(workloads, wanted, place, problems)
+    found = _usable(workloads, wanted, place, problems, known)
     locality = wanted.policy.locality
     distribution = None if locality is None else locality.distribution(place)
     return found if distribution is None else _distributed(list(found), distribution)
@@ -68,15 +85,24 @@ def _distributed(found: Sequence[Found], distribution: Distribution) -> Iterator
 
 
 def _usable(
-    workloads: Iterable[Workload], wanted: Wanted, place: Place, problems: list[str]
+    workloads: Iterable[Workload],
+    wanted: Wanted,
+    place: Place,
+    problems: list[str],
+    known: dict[str, Found],
 ) -> Iterator[Found]:
     for workload in workloads:
+        before = known.get(workload.uid)
+        if before is not None and before.workload is workload:
+            yield before
+            continue
         if wanted.workloads is not None and workload.uid not in wanted.workloads:
             continue
         found = _find(workload, wanted, place)
         if isinstance(found, str):
             problems.append(f"endpoint {workload.uid} {found}")
         else:
+            known[workload.uid] = found
             yield found
 
 
@@ -97,7 +123,7 @@ def _find(workload: Workload, wanted: Wanted, place: Place) -> Found | str:
     endpoint = endpoint_of(workload, port, wanted, "0.0.0.0")
     if endpoint is None:
         return "has no address"
-    endpoint6 = endpoint_of(workload, port, wanted, "::")
+    endpoint6 = endpoint_of(workload, port, wanted, "::") if len(workload.addresses) > 1 else endpoint
     member = Member(workload.uid, workload.capacity, preference=preference)
     return Found(workload, member, endpoint, None if endpoint6 == endpoint else endpoint6)
 

@@ -36,6 +36,7 @@ from waypoint.worker.plan import Declared, Plan, Source, TcpPlan
 from waypoint.worker.request_changes import change_request
 from waypoint.worker.routed_plan import RoutedPlan
 from waypoint.worker.routed_tcp_plan import RoutedTcpPlan
+from waypoint.worker.unrouted_plan import UnroutedPlan
 from waypoint.worker.upstreams import Upstreams
 from waypoint.worker.ways import NO_BACKENDS, RuleWays, ServedPort, Way
 
@@ -117,7 +118,7 @@ class RoutingDecider:
         facts = facts_of(request, source)
         entry = port.table.http.match(facts)
         if entry is None:
-            return NO_ROUTE
+            return UnroutedPlan(port)
         ways = port.ways(entry)
         if ways.is_plain:
             way = ways.choose(self.random)

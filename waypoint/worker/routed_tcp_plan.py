@@ -23,8 +23,17 @@ class RoutedTcpPlan:
     """Implements TcpPlan."""
 
     __slots__ = (
-        "_cluster", "_decider", "_host", "_hosts", "_port", "_rule", "_source", "idle_s", "longest_s",
-    )  # fmt: skip
+        "_cluster",
+        "_decider",
+        "_has_overflown",
+        "_host",
+        "_hosts",
+        "_port",
+        "_rule",
+        "_source",
+        "idle_s",
+        "longest_s",
+    )
 
     def __init__(
         self, decider: RoutingDecider, source: Source, port: ServedPort, rule: TcpRule, cluster: Cluster
@@ -34,6 +43,7 @@ class RoutedTcpPlan:
         self._port = port
         self._rule = rule
         self._cluster = cluster
+        self._has_overflown = False
         self._hosts: list[Host] = []
         self._host: Host | None = None
         pool = cluster.policy.pool
@@ -42,7 +52,10 @@ class RoutedTcpPlan:
 
     def pick(self, tried: Sequence[Endpoint]) -> Endpoint | None:
         cluster = self._cluster
-        if len(tried) >= _MAX_CONNECTS or not cluster.circuit.may_connect():
+        if len(tried) >= _MAX_CONNECTS:
+            return None
+        if not cluster.circuit.may_connect():
+            self._has_overflown = True
             return None
         target = None
         if cluster.passes_through:
@@ -83,5 +96,7 @@ class RoutedTcpPlan:
         outcome.service = self._port.service
         outcome.service_port = self._port.port
         outcome.cluster = self._cluster.text
+        if self._has_overflown:
+            outcome.flag = "UO"
         if self._hosts:
             outcome.workload = self._hosts[-1].workload
