@@ -31,7 +31,9 @@ VIP = ("10.0.0.1", 80)
 class Mesh:
     """A proxy that dials as `me`, and a listener for tunnels in front of it."""
 
-    def __init__(self, me: SpiffeId, routes: Routes, declared: Declared) -> None:
+    def __init__(
+        self, me: SpiffeId, routes: Routes, declared: Declared, listen: tuple[str, int] = ("127.0.0.1", 0)
+    ) -> None:
         self.me = me
         self.buffer = FrameBuffer()
         self.proxy = RunningProxy(routes, make_dialler=self._dialler)
@@ -43,7 +45,7 @@ class Mesh:
             buffer=self.buffer,
         )
         trust = ServerTrust(context_for(me, is_server=True), "cluster.local")
-        self.listener = open_listener("127.0.0.1", 0, is_transparent=False).sock
+        self.listener = open_listener(*listen, is_transparent=False).sock
         self.port: int = self.listener.getsockname()[1]
 
         def on_readable() -> None:
