@@ -33,6 +33,10 @@ class Readiness:
         changed.set()
 
     @property
+    def pending(self) -> frozenset[str]:
+        return frozenset(self._pending)
+
+    @property
     def is_ready(self) -> bool:
         return not self._pending
 

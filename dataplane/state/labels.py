@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from dataplane.state.model import Service, Workload
 from dataplane.state.store import MeshState
+from transport.hbone.baggage import Baggage, encode_baggage
 from transport.spiffe import SpiffeId
 
 LABEL_NAMES = (
@@ -200,3 +201,19 @@ def guess_service(
         if service is not None and (port in ports.values() or port in service.ports.values()):
             return service
     return None
+
+
+def baggage_of(workload: Workload) -> bytes:
+    """The `baggage` header that describes a workload."""
+    return encode_baggage(
+        Baggage(
+            cluster_id=workload.cluster_id,
+            namespace=workload.namespace,
+            workload_type=workload.workload_type.name.lower(),
+            workload_name=workload.workload_name,
+            service_name=workload.canonical_name,
+            revision=workload.canonical_revision,
+            region=workload.locality.region,
+            zone=workload.locality.zone,
+        )
+    )

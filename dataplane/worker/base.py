@@ -88,10 +88,10 @@ class DataWorker(ABC, Generic[_Settings]):
     ) -> dict[str, str]:
         """A part of a batch of resources; returns name -> reason of the refused."""
 
-    def _applied(self) -> None:  # noqa: B027 - most have nothing to do then
+    def _applied(self) -> None:
         """A whole batch was applied."""
 
-    def _on_all_known(self) -> None:  # noqa: B027 - most have nothing to do then
+    def _on_all_known(self) -> None:
         """Everything known at the worker's start was applied."""
 
     @abstractmethod
@@ -119,10 +119,10 @@ class DataWorker(ABC, Generic[_Settings]):
     def _end_remaining(self) -> None:
         """End every connection now; may be called more than once."""
 
-    def _flush_records(self) -> None:  # noqa: B027 - a worker may keep none
+    def _flush_records(self) -> None:
         """Send what is queued for the log."""
 
-    def _release(self) -> None:  # noqa: B027 - a worker may hold nothing else
+    def _release(self) -> None:
         """Give back threads and descriptors."""
 
     # --- life ---

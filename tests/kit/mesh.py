@@ -66,6 +66,17 @@ class NodeProcesses:
         return sorted(self.folder.glob("ztunnel-*.log"))
 
 
+@dataclass(slots=True)
+class Waypoint:
+    """A waypoint of the lab."""
+
+    name: str
+    namespace: str
+    workload: Workload
+    folder: Path
+    process: subprocess.Popen[bytes] | None = None
+
+
 class Mesh:
     """See the module. `ztunnel_settings` are added to the environment of every ztunnel."""
 
@@ -244,6 +255,46 @@ class Mesh:
         self.wait_everywhere(f"{unique} as {protocol}", lambda dump: _has_workload(dump, unique, protocol))
         return workload
 
+    def add_waypoint(self, name: str, node: str, *, namespace: str = "default", **settings: str) -> Waypoint:
+        """A waypoint with one replica, run in a namespace of its own beside the node's workloads.
+
+        Returns when it is ready; nothing is enrolled in it yet. `settings` are further variables for it.
+        """
+        workload = self.lab.add_workload(name, self.nodes[node].node)
+        self.apply(name, *waypoint_documents(workload, namespace))
+        waypoint = Waypoint(name, namespace, workload, self.directory / name)
+        waypoint.folder.mkdir()
+        self.start_waypoint(waypoint, **settings)
+        self.wait(f"waypoint {name}", lambda: self.is_ready(waypoint.workload))
+        return waypoint
+
+    def start_waypoint(self, waypoint: Waypoint, **settings: str) -> None:
+        """Starts its process (again)."""
+        root = str(self.state / "root-cert.pem")
+        address = f"{self.lab.management.ipv4}:{XDS_PORT}"
+        node = waypoint.workload.node.name
+        environment = {
+            **os.environ,
+            "MYCELIA_WAYPOINT": f"{waypoint.namespace}/{waypoint.name}",
+            "INSTANCE_IP": f"{waypoint.workload.ipv4},{waypoint.workload.ipv6}",
+            "NODE_NAME": node,
+            "XDS_ADDRESS": address,
+            "CA_ADDRESS": address,
+            "XDS_ROOT_CA": root,
+            "CA_ROOT_CA": root,
+            "AUTH_TOKEN": str(self.nodes[node].folder / "token"),
+            "MYCELIA_STATE_DIR": str(waypoint.folder / "state"),
+            "LOG_FORMAT": "json",
+            **settings,
+        }
+        waypoint.process = self.lab.popen(
+            waypoint.workload,
+            [sys.executable, "-m", "waypoint"],
+            log=waypoint.folder / "log",
+            env=environment,
+            cwd=ROOT,
+        )
+
     def remove(self, workload: Workload) -> None:
         """Deletes its namespace, as a pod that is deleted; the manifest stays."""
         self.lab.remove_workload(workload.name)
@@ -319,7 +370,7 @@ class Mesh:
         finally:
             connection.close()
 
-    def is_ready(self, node: str) -> bool:
+    def is_ready(self, node: Place | str) -> bool:
         try:
             return self.get(node, ("127.0.0.1", 15021), "/healthz/ready")[0] == 200
         except OSError:
@@ -419,6 +470,25 @@ def workload_documents(
             "spec": {"address": workload.ipv4, "serviceAccount": account, "labels": labels},
         },
     ]
+
+
+def waypoint_documents(workload: Workload, namespace: str) -> list[Document]:
+    """A Gateway of class istio-waypoint and its one replica."""
+    gateway: Document = {
+        "apiVersion": "gateway.networking.k8s.io/v1",
+        "kind": "Gateway",
+        "metadata": {
+            "name": workload.name,
+            "namespace": namespace,
+            "labels": {"istio.io/waypoint-for": "all"},
+        },
+        "spec": {
+            "gatewayClassName": "istio-waypoint",
+            "listeners": [{"name": "mesh", "port": 15008, "protocol": "HBONE"}],
+        },
+    }
+    label = {"gateway.networking.k8s.io/gateway-name": workload.name}
+    return [gateway, *workload_documents(workload, namespace, workload.name, label)]
 
 
 def service_document(

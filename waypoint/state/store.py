@@ -74,6 +74,15 @@ class WaypointState:
         self._update_clusters()
         return rejected
 
+    def stand_at(self, place: Place) -> None:
+        """The waypoint has learnt where it stands: what is near is weighed anew."""
+        if place == self.place:
+            return
+        self.place = place
+        self.generation += 1
+        self._changed.update(self._clusters_of)
+        self._update_clusters()
+
     def _take(
         self,
         held: dict[str, _Parsed],

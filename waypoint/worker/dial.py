@@ -118,9 +118,9 @@ class _TcpDial:
         self.cancel_quietly()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class TunnelOrigin:
-    """As whom tunnels are asked for."""
+    """As whom tunnels are asked for. `baggage` becomes known with the address book."""
 
     identity: SpiffeId
     address: str
@@ -130,21 +130,32 @@ class TunnelOrigin:
 class MeshDialler:
     """Tunnels where an endpoint has identities, plain TCP where it has none."""
 
-    def __init__(self, pool: HbonePool, origin: TunnelOrigin, plain: TcpDialler) -> None:
+    def __init__(
+        self, pool: HbonePool, origin: TunnelOrigin, plain: TcpDialler, *, peer_port: int = HBONE_PORT
+    ) -> None:
         self._pool = pool
         self._origin = origin
         self._plain = plain
+        self._peer_port = peer_port
 
     def dial(self, endpoint: Endpoint, done: DialDone) -> Dial:
         if not endpoint.identities:
             return self._plain.dial(endpoint, done)
-        return _TunnelDial(self._pool, self._origin, endpoint, done)
+        peer = endpoint.hbone_address or (endpoint.address[0], self._peer_port)
+        return _TunnelDial(self._pool, self._origin, endpoint, peer, done)
 
 
 class _TunnelDial:
     """Implements PooledRequest."""
 
-    def __init__(self, pool: HbonePool, origin: TunnelOrigin, endpoint: Endpoint, done: DialDone) -> None:
+    def __init__(
+        self,
+        pool: HbonePool,
+        origin: TunnelOrigin,
+        endpoint: Endpoint,
+        peer: tuple[str, int],
+        done: DialDone,
+    ) -> None:
         self._pool = pool
         self._done: DialDone | None = done
         host, port = endpoint.address
@@ -153,7 +164,6 @@ class _TunnelDial:
         self.headers: Headers = template.headers(origin.address, 0, new_traceparent())
         self.tunnel: TunnelStream | None = None
         self.repeats = 0
-        peer = endpoint.hbone_address or (host, HBONE_PORT)
         self._key = PoolKey(origin.identity, endpoint.identities, peer, origin.address)
         self._timer: Timer | None = None
         if endpoint.circuit is not None:

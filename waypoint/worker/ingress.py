@@ -59,6 +59,10 @@ class HboneIngress:
         self._connections: set[HboneServerConnection] = set()
         self._is_draining = False
 
+    @property
+    def open_connections(self) -> int:
+        return len(self._connections)
+
     def accept(self, sock: socket.socket, trust: ServerTrust) -> None:
         """Serve an accepted connection; owns `sock`."""
         connection = HboneServerConnection(

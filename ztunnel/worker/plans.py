@@ -11,12 +11,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dataplane.state import labels
+from dataplane.state.labels import baggage_of
 from dataplane.state.model import Service, Workload, socket_text
 from dataplane.state.policy import Connection
 from dataplane.state.store import MeshState
 from dataplane.worker.counters import TrafficSeries, TrafficTable
 from dataplane.worker.flows import FlowTemplate
-from transport.hbone.baggage import Baggage, encode_baggage, parse_baggage
+from transport.hbone.baggage import Baggage, parse_baggage
 from transport.hbone.connect import ConnectRequest, Headers, RequestTemplate
 from transport.hbone.connection import plain_headers
 from transport.hbone.pool import PoolKey
@@ -27,22 +28,6 @@ from ztunnel.state.routing import Protocol, Route
 from ztunnel.worker.settings import WorkerSettings
 
 MAX_PLANS = 8192
-
-
-def baggage_of(workload: Workload) -> bytes:
-    """The `baggage` header that describes a workload."""
-    return encode_baggage(
-        Baggage(
-            cluster_id=workload.cluster_id,
-            namespace=workload.namespace,
-            workload_type=workload.workload_type.name.lower(),
-            workload_name=workload.workload_name,
-            service_name=workload.canonical_name,
-            revision=workload.canonical_revision,
-            region=workload.locality.region,
-            zone=workload.locality.zone,
-        )
-    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,27 +1,13 @@
-"""What a data worker is told once, in Configure: a plain value with a JSON form, no validation library.
-
-The control process makes it from its own settings; `from_json` refuses unknown keys and wrong types, because
-a worker that silently ignores half of its settings would be hard to find.
-"""
+"""What a data worker of a ztunnel is told once, in Configure."""
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from dataclasses import dataclass
-from typing import Any
 
-from transport.errors import Blame, MeshError
+from dataplane.worker.settings import read_settings, write_settings
 from transport.hbone.connection import HboneSettings
 from transport.hbone.pool import PoolSettings
 from transport.http2.codec import CodecKind
-
-
-class SettingsRejected(MeshError):
-    """The settings in Configure are not those of this version of the worker."""
-
-    code = "MYC-4502"
-    blame = Blame.LOCAL
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,23 +63,12 @@ class WorkerSettings:
     log_level: str = "info"
 
     def to_json(self) -> str:
-        return json.dumps(dataclasses.asdict(self))
+        return write_settings(self)
 
     @classmethod
     def from_json(cls, text: str) -> WorkerSettings:
         """Raises SettingsRejected."""
-        try:
-            values = json.loads(text)
-        except ValueError as error:
-            raise SettingsRejected(f"the settings are not JSON: {error}") from error
-        if not isinstance(values, dict):
-            raise SettingsRejected("the settings are not a JSON object")
-        defaults = {field.name: field.default for field in dataclasses.fields(cls)}
-        for name, value in values.items():
-            if name not in defaults:
-                raise SettingsRejected(f"unknown setting {name!r}")
-            values[name] = _checked(name, value, defaults[name])
-        return cls(**values)
+        return read_settings(cls, text)
 
     def hbone(self) -> HboneSettings:
         return HboneSettings(
@@ -116,24 +91,3 @@ class WorkerSettings:
             max_waiters=self.pool_max_waiters,
             hbone=self.hbone(),
         )
-
-
-def _checked(name: str, value: Any, default: object) -> Any:
-    """`value` in the type of its default; JSON has no tuples and writes 10.0 as 10."""
-    if name in ("packet_mark", "is_spoofing") and value is None:
-        return None
-    if name == "packet_mark":
-        expected: type = int
-    elif name == "is_spoofing":
-        expected = bool
-    else:
-        expected = type(default)
-    if expected is float and type(value) is int:
-        return float(value)
-    if expected is tuple and isinstance(value, list):
-        return tuple(value)
-    if name == "codec" and value not in ("lean", "reference"):
-        raise SettingsRejected(f"there is no codec {value!r}: lean, reference")
-    if type(value) is not expected:
-        raise SettingsRejected(f"setting {name!r} is a {type(value).__name__}, not a {expected.__name__}")
-    return value

@@ -11,15 +11,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from dataplane.state.model import Workload
+from dataplane.worker.acceptor import Acceptor, Starter
 from dataplane.worker.errors import ConnectionDrained
 from transport.errors import MeshError
 from transport.hbone.connect import ConnectRequest, Headers
 from transport.hbone.pool import HbonePool
 from transport.hbone.server import HboneServerConnection
 from transport.netns import NetworkNamespace
-from transport.reactor import Registration, Timer
-from transport.socket_errors import NoBufferSpace, TooManyDescriptors
-from transport.sockets import Listener, accept, begin_connect, open_listener, set_accepted_options
+from transport.reactor import Timer
+from transport.sockets import Listener, begin_connect, open_listener, set_accepted_options
 from ztunnel.state.routing import Route
 from ztunnel.worker.inbound_hbone import InboundServer, InboundTunnel
 from ztunnel.worker.namespace import WorkloadNetwork
@@ -36,12 +36,9 @@ from ztunnel.worker.plans import (
 )
 from ztunnel.worker.shared import Shared
 
-_ACCEPTS_PER_PASS = 64
 _BACKLOG = 1024
-_PAUSE_S = 0.1  # without descriptors: until some connections have ended
 _STATE_POLL_S = 0.1
 
-Starter = Callable[[socket.socket, tuple[str, int]], None]
 _StateWaiter = tuple[float, Callable[[Workload | None], None]]  # until when, and whom to call
 
 
@@ -53,61 +50,6 @@ class WorkloadInfo:
     name: str
     namespace: str
     service_account: str
-
-
-class _Acceptor:
-    """One listening socket and what becomes of its connections."""
-
-    __slots__ = ("_count", "_pause_timer", "_proxy", "_registration", "_start", "sock")
-
-    def __init__(
-        self, proxy: WorkloadProxy, sock: socket.socket, start: Starter, count: Callable[[], None]
-    ) -> None:
-        self._proxy = proxy
-        self.sock = sock
-        self._start = start
-        self._count = count
-        self._pause_timer: Timer | None = None
-        self._registration: Registration = proxy.shared.reactor.register(sock.fileno(), self._on_readable)
-
-    def close(self) -> None:
-        if self._pause_timer is not None:
-            self._pause_timer.cancel()
-        self._registration.close()
-        self.sock.close()
-
-    def _on_readable(self) -> None:
-        shared = self._proxy.shared
-        limit = shared.settings.max_connections
-        for _ in range(_ACCEPTS_PER_PASS):
-            try:
-                accepted = accept(self.sock)
-            except (TooManyDescriptors, NoBufferSpace) as error:
-                shared.log.limited("error", "accept_paused", reason=error.text, workload=self._proxy.info.uid)
-                self._pause()
-                return
-            except MeshError as error:
-                shared.log.write("error", "listener_broken", reason=error.text, workload=self._proxy.info.uid)
-                self.close()
-                return
-            if accepted is None:
-                return
-            sock, peer = accepted
-            if shared.open_connections >= limit:
-                sock.close()
-                shared.log.limited("error", "connections_refused", limit=limit, workload=self._proxy.info.uid)
-                continue
-            shared.open_connections += 1
-            self._count()
-            self._start(sock, peer)
-
-    def _pause(self) -> None:
-        self._registration.pause()
-        self._pause_timer = self._proxy.shared.reactor.call_later(_PAUSE_S, self._resume)
-
-    def _resume(self) -> None:
-        self._pause_timer = None
-        self._registration.resume()
 
 
 class WorkloadProxy:
@@ -140,7 +82,7 @@ class WorkloadProxy:
             context_for=shared.credentials.client_context,
             buffer=shared.buffer,
         )
-        self._acceptors: list[_Acceptor] = []
+        self._acceptors: list[Acceptor] = []
         self._own: Workload | None = None
         self._generation = -1
         self._outbound_plans: dict[tuple[object, ...], OutboundPlan] = {}
@@ -167,11 +109,23 @@ class WorkloadProxy:
                 # Accepted sockets inherit these from the listener: that spares five system calls for each.
                 set_accepted_options(listener.sock, keepalive=has_keepalive and settings.is_keepalive_on)
                 is_transparent.append(listener.is_transparent)
-                self._acceptors.append(_Acceptor(self, listener.sock, start, count))
+                self._acceptors.append(self._acceptor(listener.sock, start, count))
         except MeshError:
             self._close_acceptors()
             raise
         self.network.is_spoofing = bool(is_transparent) and all(is_transparent)
+
+    def _acceptor(self, sock: socket.socket, start: Starter, count: Callable[[], None]) -> Acceptor:
+        shared = self.shared
+
+        def admits() -> bool:
+            if shared.open_connections >= shared.settings.max_connections:
+                return False
+            shared.open_connections += 1
+            count()
+            return True
+
+        return Acceptor(shared.reactor, sock, start, admits=admits, log=shared.log, label=self.info.uid)
 
     def _listen(self, port: int) -> Listener:
         settings = self.shared.settings

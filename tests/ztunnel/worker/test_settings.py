@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from ztunnel.worker.settings import SettingsRejected, WorkerSettings
+from dataplane.worker.settings import SettingsRejected
+from ztunnel.worker.settings import WorkerSettings
 
 
 def test_settings_survive_the_way() -> None:

@@ -1,0 +1,223 @@
+"""Requests through a waypoint: real ztunnels on both sides, a real waypoint process between them."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from mesh.lab.network import Place, Workload
+from tests.kit.mesh import ROOT, SOCKET_S, Mesh, Waypoint
+
+pytestmark = pytest.mark.namespaces
+
+PORT = 80
+
+
+@pytest.fixture(name="mesh", scope="module")
+def _mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
+    with Mesh(tmp_path_factory.mktemp("mesh")) as mesh:
+        yield mesh
+
+
+@pytest.fixture(name="client", scope="module")
+def _client(mesh: Mesh) -> Workload:
+    return mesh.add("client", "alpha")
+
+
+@pytest.fixture(name="waypoint", scope="module")
+def _waypoint(mesh: Mesh) -> Waypoint:
+    return mesh.add_waypoint("gate", "beta")
+
+
+def serve(mesh: Mesh, workload: Workload, name: str) -> None:
+    """An HTTP server that answers with what it saw, until the lab ends."""
+    mesh.lab.popen(
+        workload,
+        [sys.executable, "-m", "tests.kit.echo_http", str(PORT), name],
+        cwd=ROOT,
+        log=mesh.directory / f"{workload.name}-http.log",
+    )
+    mesh.wait(f"the server {name}", lambda: listens(mesh, workload))
+
+
+def listens(mesh: Mesh, place: Place) -> bool:
+    listing = mesh.lab.run(place, ["ss", "-Hltn", f"sport = :{PORT}"], check=False)
+    return bool(listing.stdout.strip())
+
+
+class Shop:
+    """A service with two versions behind it, enrolled in the waypoint by its label."""
+
+    def __init__(self, mesh: Mesh, waypoint: str) -> None:
+        self.mesh = mesh
+        self.members = [
+            mesh.add(f"shop-{version}", "beta", labels={"shop": "yes"}) for version in ("v1", "v2")
+        ]
+        for version, member in zip(("v1", "v2"), self.members, strict=True):
+            serve(mesh, member, version)
+        self.vip = "10.78.0.50"
+        self.vip6 = "fd78::50"
+        mesh.apply("shop", shop_document("shop", (self.vip, self.vip6), waypoint))
+
+    def ask(self, client: Place, path: str = "/", **headers: str) -> tuple[int, dict[str, str], Any]:
+        connection = http.client.HTTPConnection(self.vip, PORT, timeout=SOCKET_S)
+        try:
+            with self.mesh.lab.entered(client):
+                connection.connect()
+            connection.request("GET", path, headers=headers)
+            answer = connection.getresponse()
+            body = answer.read()
+            told = json.loads(body) if body.startswith(b"{") else body.decode()
+            return answer.status, {key.lower(): value for key, value in answer.getheaders()}, told
+        finally:
+            connection.close()
+
+
+def shop_document(name: str, vips: tuple[str, ...], waypoint: str) -> dict[str, Any]:
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {
+            "name": name,
+            "namespace": "default",
+            "labels": {"istio.io/use-waypoint": waypoint},
+        },
+        "spec": {
+            "clusterIP": vips[0],
+            "clusterIPs": list(vips),
+            "ipFamilies": ["IPv6" if ":" in vip else "IPv4" for vip in vips],
+            "ipFamilyPolicy": "RequireDualStack" if len(vips) > 1 else "SingleStack",
+            "selector": {"shop": "yes"},
+            "ports": [{"name": "http", "port": PORT, "targetPort": PORT}],
+        },
+    }
+
+
+@pytest.fixture(name="shop", scope="module")
+def _shop(mesh: Mesh, waypoint: Waypoint, client: Workload) -> Shop:
+    shop = Shop(mesh, waypoint.name)
+
+    def is_enrolled() -> bool:
+        try:
+            return "x-envoy-upstream-service-time" in shop.ask(client)[1]
+        except OSError:
+            return False
+
+    mesh.wait("requests through the waypoint", is_enrolled)
+    return shop
+
+
+def test_requests_pass_the_waypoint_and_each_side_sees_its_neighbour(
+    mesh: Mesh, client: Workload, waypoint: Waypoint, shop: Shop
+) -> None:
+    status, headers, told = shop.ask(client, "/a?b=c")
+    assert (status, told["target"]) == (200, "/a?b=c")
+    assert headers["server"] == "mycelia"
+    assert told["peer"] == waypoint.workload.ipv4
+    identity = f"spiffe://cluster.local/ns/default/sa/{waypoint.name}"
+    inbound = mesh.wait_access_log("beta", src_identity=identity)
+    assert inbound["src.workload"] == waypoint.name
+    outbound = mesh.wait_access_log("alpha", src_workload=client.name, dst_workload=waypoint.name)
+    assert outbound["dst.identity"] == identity
+
+
+def test_requests_of_one_connection_reach_both_endpoints(client: Workload, shop: Shop) -> None:
+    connection = http.client.HTTPConnection(shop.vip, PORT, timeout=SOCKET_S)
+    with shop.mesh.lab.entered(client):
+        connection.connect()
+    seen = set()
+    for _ in range(40):
+        connection.request("GET", "/")
+        seen.add(json.loads(connection.getresponse().read())["name"])
+    connection.close()
+    assert seen == {"v1", "v2"}
+
+
+def test_a_route_decides_by_header(mesh: Mesh, client: Workload, shop: Shop) -> None:
+    for version, member in zip(("v1", "v2"), shop.members, strict=True):
+        document = shop_document(f"shop-{version}", (f"10.78.0.5{version[1]}",), "none")
+        document["spec"]["selector"] = {"app": member.name}
+        mesh.apply(f"shop-{version}", document)
+    rules = [
+        {
+            "matches": [{"headers": [{"name": "x-version", "value": "2"}]}],
+            "backendRefs": [{"name": "shop-v2", "port": PORT}],
+        },
+        {"backendRefs": [{"name": "shop-v1", "port": PORT}]},
+    ]
+    mesh.apply(
+        "route",
+        {
+            "apiVersion": "gateway.networking.k8s.io/v1",
+            "kind": "HTTPRoute",
+            "metadata": {"name": "shop", "namespace": "default"},
+            "spec": {"parentRefs": [{"group": "", "kind": "Service", "name": "shop"}], "rules": rules},
+        },
+    )
+    headers = {"x-version": "2"}
+    mesh.wait("the route", lambda: all(shop.ask(client, **headers)[2]["name"] == "v2" for _ in range(5)))
+    assert {shop.ask(client)[2]["name"] for _ in range(10)} == {"v1"}
+    mesh.withdraw("route")
+    mesh.wait("no route", lambda: {shop.ask(client)[2]["name"] for _ in range(10)} == {"v1", "v2"})
+
+
+def test_a_request_in_flight_survives_the_drain(
+    mesh: Mesh, client: Workload, waypoint: Waypoint, shop: Shop
+) -> None:
+    process = waypoint.process
+    assert process is not None
+    connection = http.client.HTTPConnection(shop.vip, PORT, timeout=SOCKET_S)
+    with mesh.lab.entered(client):
+        connection.connect()
+    connection.request("GET", "/slow")
+    mesh.wait(
+        "the request at the application", lambda: any("/slow" in text(mesh, each) for each in shop.members)
+    )
+    process.send_signal(signal.SIGTERM)
+    answer = connection.getresponse()
+    assert answer.status == 200
+    assert json.loads(answer.read())["target"] == "/slow"
+    connection.close()
+    assert process.wait(SOCKET_S) == 0
+    mesh.start_waypoint(waypoint)
+    mesh.wait("the waypoint again", lambda: mesh.is_ready(waypoint.workload))
+    mesh.wait("requests again", lambda: shop.ask(client)[0] == 200)
+
+
+def text(mesh: Mesh, workload: Workload) -> str:
+    path = mesh.directory / f"{workload.name}-http.log"
+    return path.read_text() if path.exists() else ""
+
+
+def test_the_dump_shows_routes_and_endpoints(
+    mesh: Mesh, waypoint: Waypoint, shop: Shop, client: Workload
+) -> None:
+    shop.ask(client)
+    status, body = mesh.get(waypoint.workload, ("127.0.0.1", 15000), "/config_dump")
+    dump = json.loads(body)
+    assert status == 200
+    assert any(each["hostname"].startswith("shop.") for each in dump["routes"])
+    (worker,) = dump["workers"]
+    assert any(len(cluster["hosts"]) == 2 for cluster in worker["clusters"])
+
+
+def test_a_waypoint_without_a_name_says_so_in_one_line() -> None:
+
+    done = subprocess.run(
+        [sys.executable, "-m", "waypoint"],
+        cwd=ROOT,
+        env={"PATH": "/usr/bin"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("waypoint: MYCELIA_WAYPOINT is not set")
+    assert len(done.stderr.splitlines()) == 1

@@ -1,0 +1,120 @@
+"""The waypoint's control process, put together. It only wires."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Iterable
+from typing import Final
+
+import trio
+
+from dataplane.control.process import ControlProcess, Output, Part
+from dataplane.control.readiness import PROXY, STATE_MANAGER, Readiness
+from dataplane.control.resources import HeldResources
+from dataplane.control.worker_link import Command, worker_of
+from dataplane.state.model import ADDRESS_TYPE
+from transport.sockets import open_listener
+from waypoint.control.config_dump import DumpInput, config_dump
+from waypoint.control.listeners import LISTENING, Listeners
+from waypoint.settings import Settings
+from waypoint.state.destinations import DESTINATION_TYPE
+from waypoint.state.place import Place
+from waypoint.state.routes import ROUTES_TYPE
+from waypoint.state.store import WaypointState
+from waypoint.worker.settings import WorkerSettings
+
+# Addresses first: routes and destinations lead to them.
+TYPE_URLS: Final = (ADDRESS_TYPE, DESTINATION_TYPE, ROUTES_TYPE)
+CERTIFICATE: Final = "certificate"
+CERTIFICATE_WAIT_S: Final = 0.1
+CERTIFICATE_LOOK_S: Final = 5.0
+WORKER: Final = worker_of("waypoint")
+
+
+class Waypoint(ControlProcess):
+    """Built inert; `run` returns after an orderly shutdown and raises what is fatal."""
+
+    name = "waypoint"
+    component = "proxy"
+
+    def __init__(self, settings: Settings, output: Output, command: Command = WORKER) -> None:
+        readiness = Readiness(STATE_MANAGER, PROXY, CERTIFICATE, LISTENING)
+        super().__init__(settings, output, readiness, impersonates=True)
+        self._settings = settings
+        self._is_open = False
+        self._has_certificate = trio.Event()
+        self.state = WaypointState(
+            Place(settings.namespace, settings.gateway, settings.identity.network),
+            clock=time.monotonic,
+            random=random.random,
+        )
+        resources = HeldResources(self.state, TYPE_URLS, self._broadcast, self.saved.note_change)
+        self.listeners = Listeners(
+            readiness,
+            lambda: self._is_open,
+            self._broadcast,
+            lambda: self.pool.live,
+        )
+        self._wire(resources, self.listeners, command)
+
+    def _check(self) -> None:
+        """Workers share the port; nobody else may be on it."""
+        settings = self._settings
+        open_listener(settings.bind_address or "::", settings.hbone_port, reuse_port=False).sock.close()
+
+    def _parts(self) -> Iterable[Part]:
+        return (self.listeners.run, self._follow_certificate, self._open_when_possible)
+
+    async def _follow_certificate(self) -> None:
+        """Ready only with a valid certificate of its own, which is fetched at once and kept fresh."""
+        identity = self._settings.spiffe_id
+        self.certificates.want(identity)
+        while True:
+            if self.manager.current(identity) is not None:
+                self.readiness.done(CERTIFICATE)
+                self._has_certificate.set()
+                await trio.sleep(CERTIFICATE_LOOK_S)
+            else:
+                self.readiness.undone(CERTIFICATE)
+                await trio.sleep(CERTIFICATE_WAIT_S)
+
+    async def _open_when_possible(self) -> None:
+        """Workers listen when the mesh is known and there is an identity."""
+        await self._has_certificate.wait()
+        await self.is_mesh_known.wait()
+        self._is_open = True
+        self.listeners.open()
+        self._log.info("open", waypoint=f"{self._settings.namespace}/{self._settings.gateway}")
+
+    def _worker_settings(self) -> str:
+        settings = self._settings
+        return WorkerSettings(
+            namespace=settings.namespace,
+            gateway=settings.gateway,
+            identity=str(settings.spiffe_id),
+            address=settings.addresses[0] if settings.addresses else "",
+            node=settings.identity.node,
+            network=settings.identity.network,
+            cluster_id=settings.identity.cluster_id,
+            bind_address=settings.bind_address,
+            hbone_port=settings.hbone_port,
+            http_codec=settings.http_codec,
+            http2_codec=settings.http2_codec,
+            log_level=self._output.levels.default,
+        ).to_json()
+
+    async def _dump(self) -> str:
+        held = self.resources.held
+        found = DumpInput(
+            settings=self._settings,
+            version=self._version,
+            routes=dict(held[ROUTES_TYPE]),
+            destinations=dict(held[DESTINATION_TYPE]),
+            workloads=len(self.state.mesh.workloads),
+            services=len(self.state.mesh.services),
+            certificates=tuple(self.manager.credentials()),
+            certificate_states=self.manager.states(),
+            worker_dumps=await self.pool.dumps(),
+        )
+        return await trio.to_thread.run_sync(config_dump, found)

@@ -1,0 +1,120 @@
+"""Everything a waypoint takes from its environment, parsed once.
+
+The variables are those of Istio's proxies where they have one, ours begin with `MYCELIA_`; the common part
+is in dataplane/settings.py. `MYCELIA_WAYPOINT=namespace/gateway` says whose replica this is; its identity is
+that of `SERVICE_ACCOUNT` (by default the gateway's name) in the gateway's namespace.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Final, cast
+
+from dataplane.settings import (
+    DEFAULT_XDS_PORT,
+    Codec,
+    Endpoint,
+    EnvironmentReader,
+    Identity,
+    InvalidSetting,
+    read_identity,
+)
+from transport.spiffe import SpiffeId
+
+DEFAULT_STATE_DIR: Final = "/var/lib/mycelia/waypoint"
+HBONE_PORT: Final = 15008
+# Istio's waypoints drain for so long by default (terminationDrainDuration).
+_DRAIN_S: Final = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """`namespace` and `gateway` name the Gateway; `spiffe_id` is what it shows to both sides."""
+
+    namespace: str
+    gateway: str
+    spiffe_id: SpiffeId
+    identity: Identity
+    xds: Endpoint | None
+    ca: Endpoint
+    # The waypoint's own addresses, the first for what it says of itself; empty: not known.
+    addresses: tuple[str, ...] = ()
+    bind_address: str = ""
+    hbone_port: int = HBONE_PORT
+    auth_token: str = ""
+    secret_ttl_s: float = 86400.0
+    workers: int = 1
+    http_codec: Codec = "lean"
+    http2_codec: Codec = "lean"
+    state_dir: str = DEFAULT_STATE_DIR
+    admin_port: int = 15000
+    stats_port: int = 15020
+    readiness_port: int = 15021
+    drain_deadline_s: float = _DRAIN_S
+    log_level: str = "info"
+    is_log_json: bool = False
+
+
+def settings_from(environment: Mapping[str, str]) -> Settings:
+    """Parse the environment; raises `InvalidSetting`."""
+    reader = EnvironmentReader(environment)
+    namespace, gateway = _waypoint(environment)
+    identity = _identity(reader, namespace, gateway)
+    address = environment.get("XDS_ADDRESS", f"https://localhost:{DEFAULT_XDS_PORT}")
+    return Settings(
+        namespace=namespace,
+        gateway=gateway,
+        spiffe_id=_spiffe_id(identity, namespace),
+        identity=identity,
+        xds=reader.endpoint("XDS", address) if address else None,
+        ca=reader.required_endpoint("CA", address),
+        addresses=tuple(
+            text.strip() for text in environment.get("INSTANCE_IP", "").split(",") if text.strip()
+        ),
+        bind_address=environment.get("MYCELIA_BIND_ADDRESS", ""),
+        hbone_port=reader.integer("MYCELIA_HBONE_PORT", HBONE_PORT, 1, 65535),
+        auth_token=environment.get("AUTH_TOKEN", ""),
+        secret_ttl_s=reader.duration("SECRET_TTL", 86400.0),
+        workers=reader.workers("MYCELIA_WAYPOINT_WORKERS"),
+        http_codec=cast("Codec", reader.choice("MYCELIA_HTTP_CODEC", "lean", ("lean", "reference"))),
+        http2_codec=cast("Codec", reader.choice("MYCELIA_HTTP2_CODEC", "lean", ("lean", "reference"))),
+        state_dir=environment.get("MYCELIA_STATE_DIR", DEFAULT_STATE_DIR),
+        admin_port=reader.integer("MYCELIA_ADMIN_PORT", 15000, 0, 65535),
+        stats_port=reader.integer("MYCELIA_STATS_PORT", 15020, 0, 65535),
+        readiness_port=reader.integer("MYCELIA_READINESS_PORT", 15021, 0, 65535),
+        drain_deadline_s=reader.drain_deadline(),
+        log_level=reader.log_level(),
+        is_log_json=reader.choice("LOG_FORMAT", "plain", ("plain", "json")) == "json",
+    )
+
+
+def _waypoint(environment: Mapping[str, str]) -> tuple[str, str]:
+    text = environment.get("MYCELIA_WAYPOINT", "")
+    namespace, slash, gateway = text.partition("/")
+    if not slash or not namespace or not gateway or "/" in gateway:
+        found = f"MYCELIA_WAYPOINT is {text!r}" if text else "MYCELIA_WAYPOINT is not set"
+        raise InvalidSetting(found, next_step="name the Gateway: NAMESPACE/NAME")
+    return namespace, gateway
+
+
+def _identity(reader: EnvironmentReader, namespace: str, gateway: str) -> Identity:
+    found = read_identity(reader, "waypoint", {"GATEWAY": f"{namespace}/{gateway}"})
+    first = found.instance_ip.partition(",")[0].strip()
+    return replace(
+        found,
+        pod_name=found.pod_name or gateway,
+        pod_namespace=found.pod_namespace or namespace,
+        service_account=found.service_account or gateway,
+        instance_ip=first,
+    )
+
+
+def _spiffe_id(identity: Identity, namespace: str) -> SpiffeId:
+    text = f"spiffe://{identity.trust_domain}/ns/{namespace}/sa/{identity.service_account}"
+    found = SpiffeId.try_parse(text)
+    if found is None:
+        raise InvalidSetting(
+            f"{text} is no identity", next_step="look at TRUST_DOMAIN, SERVICE_ACCOUNT and MYCELIA_WAYPOINT"
+        )
+    return found
