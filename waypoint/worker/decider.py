@@ -233,14 +233,17 @@ class RoutingDecider:
 def facts_of(request: Request, source: Source) -> RequestFacts:
     """What routing may know of a request."""
     identity = source.identity
-    return RequestFacts(
+    facts = RequestFacts(
         request.method,
-        request.target,
+        request.path,
         request.headers,
         authority=request.authority,
         scheme=request.scheme,
         source_namespace="" if identity is None else identity.namespace,
     )
+    if request.query is not None:
+        facts.query = request.query
+    return facts
 
 
 def _explain_action(ways: RuleWays) -> list[str]:

@@ -232,3 +232,38 @@ def test_a_request_goes_through_a_tunnel_to_whom_the_address_book_names(account:
             assert answer.startswith(b"HTTP/1.1 503")
             assert app.seen == []
         waypoint.proxy.ask(decider.close)
+
+
+# --- programs that stop and start ---
+
+
+@pytest.mark.parametrize("version", ["HTTP/1.1", "HTTP/2"])
+def test_a_program_that_restarts_without_a_word_loses_no_get(tmp_path: Path, version: str) -> None:
+    """Nobody told the waypoint: connections break, connects fail, and the other host answers."""
+    web = tmp_path / "web"
+    web.mkdir()
+    (web / "file").write_bytes(b"payload")
+    is_http2 = version == "HTTP/2"
+    with contextlib.ExitStack() as stack:
+        if is_http2:
+            steady = stack.enter_context(nghttpd(web)).address[1]
+        else:
+            steady = stack.enter_context(App("steady")).port
+        waypoint = stack.enter_context(
+            Waypoint(
+                web_service(),
+                endpoint("steady", steady),
+                routes(protocol=pb.HTTP2 if is_http2 else pb.HTTP),
+                destination(pb.TrafficPolicy(balancer=pb.TrafficPolicy.ROUND_ROBIN)),
+            )
+        )
+        statuses = stack.enter_context(load(waypoint, "/file"))
+        for _ in range(4):
+            with nghttpd(web) if is_http2 else App("restarting") as server:
+                port = server.port if isinstance(server, App) else server.address[1]
+                waypoint.put(endpoint("restarting", port))
+                seen = len(statuses)
+                until(lambda seen=seen: len(statuses) > seen + 20)  # type: ignore[misc]
+            seen = len(statuses)
+            until(lambda seen=seen: len(statuses) > seen + 20)  # type: ignore[misc]
+    assert set(statuses) == {200}

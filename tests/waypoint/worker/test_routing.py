@@ -19,7 +19,9 @@ from tests.waypoint.resources import (
     seconds,
     web_service,
 )
+from tests.waypoint.worker.kit import ScriptedServer, read_all
 from tests.waypoint.worker.routing_kit import App, Reply, Waypoint, apps
+from tests.waypoint.worker.test_combinations import CURL_VERSIONS, curl
 from transport.http1.codec import CodecKind
 
 CODECS: tuple[CodecKind, ...] = ("lean", "reference")
@@ -261,3 +263,56 @@ def test_a_mirror_gets_the_whole_request_and_nobody_its_answer(codec: CodecKind)
             assert seen[0].body == body
             while waypoint.ask(lambda: len(waypoint.proxy.shadows)):
                 pass
+
+
+def test_a_mirror_that_does_not_read_holds_nobody_up() -> None:
+    mirror = pb.Mirror(backend=backend(V2))
+    with App("one") as one, ScriptedServer() as stuck:
+        resources = (
+            web_service(),
+            web_service("10.96.0.2", key=V1),
+            web_service("10.96.0.3", key=V2),
+            endpoint("one", one.port, key=V1),
+            endpoint("two", stuck.port, key=V2),
+            routes(rule("m", forward=forward(backend(V1)), mirrors=[mirror])),
+        )
+        with Waypoint(*resources) as waypoint:
+            body = bytes(16 << 20)
+            assert waypoint.get("/x", "POST", body)[2] == b"one"
+            assert len(one.seen[0].body) == len(body)
+            with stuck.accept() as sock:
+                assert len(read_all(sock)) < len(body)  # given up
+            cluster = waypoint.ask(lambda: waypoint.state.cluster(V2, 80))
+            assert cluster is not None
+            assert waypoint.ask(lambda: (len(waypoint.proxy.shadows), cluster.circuit.requests)) == (0, 0)
+
+
+def test_copies_are_bounded_in_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("waypoint.worker.exchange.MAX_SHADOWS", 2)
+    mirror = pb.Mirror(backend=backend(V2))
+    with App("one") as one, App("two", lambda _: Reply(delay_s=0.5)) as two:
+        resources = (
+            *two_versions(one, two),
+            routes(rule("m", forward=forward(backend(V1)), mirrors=[mirror])),
+        )
+        with Waypoint(*resources) as waypoint:
+            assert waypoint.bodies(10) == [b"one"] * 10
+            assert len(two.until(2)) == 2
+
+
+@pytest.mark.parametrize("version", CURL_VERSIONS)
+def test_rules_hold_for_every_version_of_http(version: str) -> None:
+    added = pb.HeaderChanges(add=[pb.HeaderChanges.Field(name="x-added", value="here")])
+    change = rule(
+        "r",
+        pb.HttpMatch(authority=pb.StringMatch(exact="shop.example"), scheme=pb.StringMatch(exact="http")),
+        response_headers=added,
+        rewrite=pb.Rewrite(authority="inner.example"),
+    )
+    with App("a") as app, Waypoint(web_service(), endpoint("a", app.port), routes(change)) as waypoint:
+        answer = curl(waypoint.port, "/path?q=1", version, "-i", "-H", "Host: shop.example").lower()
+        assert b"x-added: here" in answer
+        assert answer.endswith(b"a")
+        assert app.seen[0].path == "/path?q=1"
+        assert app.seen[0].header("host") == "inner.example"
+        assert b" 404" in curl(waypoint.port, "/", version, "-i").partition(b"\r\n")[0]
