@@ -28,6 +28,10 @@ class Reason(enum.Enum):
     NO_ADDRESS = "NoAddress"
     NO_NAMESPACE = "NamespaceNotFound"
     NO_NODE = "NodeUnknown"
+    # Of a waypoint that is required.
+    WAYPOINT_REQUIRED = "WaypointRequired"
+    NOT_CAPTURED = "NotCaptured"
+    IDENTITY_SHARED = "IdentityShared"
     # Of Gateways and routes (Gateway API).
     ACCEPTED = "Accepted"
     PROGRAMMED = "Programmed"

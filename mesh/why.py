@@ -16,6 +16,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 
+from config.compile.waypoint_required import NAME as WAYPOINT_REQUIRED
 from config.registry.capture import Attached, decide
 from config.registry.registry import Registry
 from config.settings import MeshSettings
@@ -118,6 +119,10 @@ def _verdict(state: MeshState, connection: Connection, server: Workload, lines: 
     who = _who(connection.identity)
     lines.append(f"server's proxy: {who} wants {connection.dst_ip}:{connection.dst_port} of {server.name}")
     lines += [f"server's proxy: {line}" for line in verdict.trace]
+    if verdict.policy.rpartition("/")[2].startswith(WAYPOINT_REQUIRED):
+        lines.append(
+            "server's proxy: only what comes through the waypoint may pass (mycelia.io/waypoint-required)"
+        )
     if not verdict.is_allowed:
         return Answer(False, f"denied: {verdict.reason}", lines)
     by = f" by {verdict.policy}" if verdict.policy else ""

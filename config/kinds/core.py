@@ -22,6 +22,7 @@ class NamespaceStatus(Model):
 
 class Namespace(Manifest):
     is_namespaced: ClassVar[bool] = False
+    may_require_waypoint: ClassVar[bool] = True
     spec: NamespaceSpec | None = None
     status: NamespaceStatus | None = None
 

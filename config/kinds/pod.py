@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -88,6 +88,7 @@ class PodStatus(Model):
 
 
 class Pod(Manifest):
+    may_require_waypoint: ClassVar[bool] = True
     spec: PodSpec
     status: PodStatus = Field(default_factory=PodStatus)
 

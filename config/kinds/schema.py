@@ -13,14 +13,16 @@ import ipaddress
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Annotated, ClassVar, Final, NoReturn
+from typing import Annotated, ClassVar, Final, NoReturn, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, model_validator
 from pydantic_core import PydanticCustomError
 
+from config import keys
 from config.objects import Meta, Owner, Ref
 
 MAX_PORT: Final = 65535
+_REQUIRING: Final = "Namespace, Service, ServiceEntry, Pod, WorkloadEntry"
 
 _DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?\Z")
 _DNS_NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*\Z")
@@ -205,6 +207,26 @@ class Manifest(Model):
     metadata: Metadata
 
     is_namespaced: ClassVar[bool] = True
+    may_require_waypoint: ClassVar[bool] = False
+
+    @model_validator(mode="after")
+    def _check_requirement(self) -> Self:
+        if keys.WAYPOINT_REQUIRED in self.metadata.annotations:
+            complain(f"metadata.annotations[{keys.WAYPOINT_REQUIRED}]: it is a label, write it as one")
+        self.check_requirement(self.metadata.labels, "metadata.labels")
+        return self
+
+    def check_requirement(self, labels: Mapping[str, str], path: str) -> None:
+        """Refuses the label where it would be taken for a protection that is not there."""
+        found = labels.get(keys.WAYPOINT_REQUIRED)
+        if found is None:
+            return
+        if not self.may_require_waypoint:
+            complain(
+                f"{path}[{keys.WAYPOINT_REQUIRED}] has no meaning on a {self.kind}; allowed: {_REQUIRING}"
+            )
+        if found not in ("true", "false"):
+            complain(f'{path}[{keys.WAYPOINT_REQUIRED}]: found text "{found}"; allowed: "true", "false"')
 
     def meta(self, spec_labels: Mapping[str, str] | None = None) -> Meta:
         data = self.metadata

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final, Literal
+from typing import ClassVar, Final, Literal
 
 from pydantic import Field, model_validator
 
@@ -104,6 +104,7 @@ class ServiceStatus(Model):
 
 
 class Service(Manifest):
+    may_require_waypoint: ClassVar[bool] = True
     spec: ServiceSpec
     status: ServiceStatus | None = None
 

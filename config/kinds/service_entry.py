@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Final, Literal
+from typing import Annotated, ClassVar, Final, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
@@ -150,6 +150,7 @@ class ServiceEntryStatus(Model):
 
 
 class ServiceEntry(Manifest):
+    may_require_waypoint: ClassVar[bool] = True
     spec: ServiceEntrySpec
     status: ServiceEntryStatus = Field(default_factory=ServiceEntryStatus)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Final
+from typing import Annotated, ClassVar, Final
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -83,6 +83,7 @@ class EntryStatus(Model):
 
 
 class WorkloadEntry(Manifest):
+    may_require_waypoint: ClassVar[bool] = True
     spec: EndpointSpec
     status: EntryStatus = Field(default_factory=EntryStatus)
 
@@ -90,6 +91,7 @@ class WorkloadEntry(Manifest):
     def _check(self) -> WorkloadEntry:
         if not self.spec.address and not self.spec.network:
             complain("spec.address is missing; allowed: an IP address (without one, a network is needed)")
+        self.check_requirement(self.spec.labels, "spec.labels")
         for text in self._further_texts():
             if parse_ip(text) is None:
                 complain(

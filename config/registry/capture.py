@@ -48,11 +48,14 @@ def decide(node: str, attached: Attached, registry: Registry) -> Decision:
         return Decision(False, f"{source.owner} is on {where} by its manifest, not on {node}")
     if source.is_host_network:
         return Decision(False, f"{source.owner} uses the host's network, which is never captured")
-    capture, reason = _by_labels(source, registry)
+    capture, reason = by_labels(source, registry)
     return Decision(capture, reason, tuple(_contradictions(attached, source)))
 
 
-def _by_labels(source: WorkloadSource, registry: Registry) -> tuple[bool, str]:
+def by_labels(source: WorkloadSource, registry: Registry) -> tuple[bool, str]:
+    """Whether a workload is to be captured, and which label says so."""
+    if registry.index.is_waypoint(source):
+        return False, f"{source.owner} is a waypoint's workload, whose own traffic is never captured"
     own = source.labels.get(keys.DATAPLANE_MODE)
     if own is not None:
         return own == AMBIENT, f"label {keys.DATAPLANE_MODE}={own} of {source.owner}"

@@ -13,16 +13,20 @@ from config.objects import (
     GatewayClass,
     GrpcRoute,
     HttpRoute,
+    Namespace,
+    Pod,
     Ref,
     Route,
     Service,
     ServiceEntry,
     TcpRoute,
     TlsRoute,
+    WorkloadEntry,
 )
 from config.registry.attachment import attach, ports_of, routes_on, speaks_of, unresolved
 from config.registry.object_index import WAYPOINT_SERVICE
 from config.registry.registry import Registry
+from config.registry.requirement_conditions import requirement_conditions
 from config.registry.route_index import backends_of, parent_key
 from config.registry.waypoints import CLASS_REF, Enrolment
 from config.routing_rules import ParentRef
@@ -35,8 +39,11 @@ def conditions(registry: Registry) -> list[Condition]:
     found: list[Condition] = []
     for ref in sorted(registry.index.objects):
         match registry.index.objects[ref]:
+            case Namespace() | Pod() | WorkloadEntry() as asking:
+                found += requirement_conditions(registry, asking)
             case Service() | ServiceEntry() as service if ref.kind != WAYPOINT_SERVICE:
                 found += _of_service(registry, service)
+                found += requirement_conditions(registry, service)
             case Gateway() as gateway if gateway.class_name == WAYPOINT_CLASS:
                 found += _of_gateway(registry, gateway)
             case GatewayClass() if ref == CLASS_REF:

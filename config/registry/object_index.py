@@ -40,6 +40,13 @@ Place = tuple[str, str]  # (namespace, name)
 # The service that the registry makes of a waypoint, filed as if a manifest had it.
 WAYPOINT_SERVICE: Final = "WaypointService"
 STATUS_PORT: Final = 15021
+_WAYPOINT_LABELS: Final = (
+    keys.WAYPOINT_REQUIRED,
+    keys.USE_WAYPOINT,
+    keys.USE_WAYPOINT_NAMESPACE,
+    keys.USE_WAYPOINT_CANARY,
+    keys.USE_WAYPOINT_CANARY_NAMESPACE,
+)
 
 
 @dataclass(slots=True)
@@ -105,6 +112,19 @@ class ObjectIndex:
         uids = self._replicas.get((gateway.namespace, gateway.name), ())
         return Replicas(len(uids), sum(self.sources[uid].is_ready for uid in uids))
 
+    def is_waypoint(self, source: WorkloadSource) -> bool:
+        """Whether the workload is a replica of a waypoint; also while its Gateway is not there (yet)."""
+        place = _waypoint_of(source)
+        gateway = self.gateway(Ref(Kind.GATEWAY.value, *place)) if place is not None else None
+        return place is not None and (gateway is None or gateway.class_name == WAYPOINT_CLASS)
+
+    def waypoint_accounts(self, gateway: Ref) -> set[str]:
+        """The service accounts that a waypoint runs under: its workloads', else what its Gateway says."""
+        uids = self._replicas.get((gateway.namespace, gateway.name), ())
+        found = self.gateway(gateway)
+        said = found.meta.annotations.get(keys.GATEWAY_ACCOUNT) if found is not None else None
+        return {self.sources[uid].service_account for uid in uids} or {said or gateway.name}
+
     def waypoint_nodes(self, namespace: str, name: str) -> set[str]:
         return {self.sources[uid].node for uid in self._replicas.get((namespace, name), ())}
 
@@ -121,6 +141,9 @@ class ObjectIndex:
 
     def sources_as(self, namespace: str, service_account: str) -> Iterator[WorkloadSource]:
         return (self.sources[uid] for uid in self._sources_as.get((namespace, service_account), ()))
+
+    def sources_in(self, namespace: str) -> Iterator[WorkloadSource]:
+        return (self.sources[uid] for uid in sorted(self._sources_in.get(namespace, ())))
 
     def sources_on(self, node: str) -> Iterable[str]:
         return self._sources_on.get(node, ())
@@ -478,12 +501,18 @@ def waypoint_service(gateway: MeshObject | None) -> Service | None:
 def _endpoints_view(service: MeshObject | None) -> object:
     """The part of a service that its endpoints' resources repeat."""
     match service:
-        case Service(is_external_name=is_external, ports=ports, selector=selector):
-            return is_external, ports, selector
-        case ServiceEntry(hosts=hosts, resolution=resolution, ports=ports, selector=selector):
-            return hosts, resolution, ports, selector
+        case Service(is_external_name=is_external, ports=ports, selector=selector, meta=meta):
+            return is_external, ports, selector, _waypoint_view(meta)
+        case ServiceEntry(hosts=hosts, resolution=resolution, ports=ports, selector=selector, meta=meta):
+            return hosts, resolution, ports, selector, _waypoint_view(meta)
         case _:
             return None
+
+
+def _waypoint_view(meta: Meta) -> object:
+    """What decides by whom a service's endpoints may be reached where a waypoint is required."""
+    labels = tuple(meta.labels.get(key) for key in _WAYPOINT_LABELS)
+    return labels, meta.annotations.get(keys.USE_WAYPOINT_CANARY_WEIGHT)
 
 
 def _addresses_of(service: MeshObject | None) -> tuple[str, ...]:

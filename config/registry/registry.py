@@ -8,6 +8,7 @@ compiled, so that tests can tell work from luck.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 
 from config import keys
 from config.compile.authorization import compile_policy, policy_key
@@ -39,6 +40,8 @@ from config.objects import (
 )
 from config.registry.attachment import attach, ports_of, resolver, routes_on
 from config.registry.object_index import WAYPOINT_SERVICE, Dirt, ObjectIndex, Place
+from config.registry.requirement import Reached, Serving, asks, asks_whole, requirement
+from config.registry.shared_policies import SharedPolicies
 from config.registry.target_ports import PortPairs, entry_ports, service_ports, slice_ports
 from config.registry.virtual_addresses import VirtualAddresses
 from config.registry.waypoints import FOR_SERVICES, FOR_WORKLOADS, Enrolling, Enrolment, find_waypoint
@@ -48,6 +51,19 @@ from config.settings import MeshSettings
 _NAMESPACE_NAME = "kubernetes.io/metadata.name"
 _ResourceKey = tuple[TypeUrl, str]
 _Unit = str | Ref  # what is compiled at once: a workload by uid, a service or policy by its object
+
+
+@dataclass(frozen=True, slots=True)
+class _Joined:
+    """A service that a workload is an endpoint of, under which resource names, by which ports."""
+
+    service: Service | ServiceEntry
+    names: tuple[str, ...]
+    ports: PortPairs
+
+
+def _by_name(joined: Iterable[_Joined]) -> Iterator[tuple[str, _Joined]]:
+    return ((name, each) for each in joined for name in each.names)
 
 
 class Registry:
@@ -67,6 +83,7 @@ class Registry:
         self._lookers: dict[Ref, set[_Unit]] = {}  # waypoint -> what was compiled with a look at it
         self._looked: dict[_Unit, tuple[Ref, ...]] = {}
         self._aliases: dict[str, set[str]] = {}
+        self._required = SharedPolicies()
 
     # ---- changes ----
 
@@ -108,6 +125,10 @@ class Registry:
     @property
     def root_namespace(self) -> str:
         return self._settings.root_namespace
+
+    @property
+    def settings(self) -> MeshSettings:
+        return self._settings
 
     def captured(self, source: WorkloadSource) -> bool:
         """Only the node that a workload is on can say that it is captured."""
@@ -163,6 +184,8 @@ class Registry:
             self._settle(service, self._service(service), touched)
         for uid in sorted(dirt.workloads):
             self._settle(uid, self._workload(uid), touched)
+        for name, required in self._required.changed():
+            touched[(AUTHORIZATION, name)] = required
         return self._commit(touched, dirt.forced)
 
     def _settle(
@@ -249,7 +272,7 @@ class Registry:
     def _service(self, ref: Ref) -> tuple[list[Resource], tuple[Note, ...]]:
         service = self.index.service(ref)
         if service is None:
-            self._look(ref, Enrolment())
+            self._look(ref, ())
             return [], ()
         notes: list[Note] = []
         enrolment = self._enrol(ref, self.enrolling(service))
@@ -355,29 +378,54 @@ class Registry:
     def _workload(self, uid: str) -> tuple[list[Resource], tuple[Note, ...]]:
         source = self.index.sources.get(uid)
         if source is None:
-            self._look(uid, Enrolment())
+            self._look(uid, ())
+            self._required.hold(uid, None)
             return [], ()
         notes: list[Note] = []
-        enrolment = Enrolment()
-        if source.may_have_waypoint:
-            labels = self._namespace_labels(source.owner.namespace)
-            enrolment = self._enrol(
-                uid, Enrolling(source.owner, source.labels, source.owner.namespace, labels, FOR_WORKLOADS)
-            )
-            # What only the namespace asks for is reported there once, not at each workload.
-            if keys.USE_WAYPOINT in source.labels:
-                notes += enrolment.notes
-        else:
-            self._look(uid, enrolment)
+        enrolment = self.enrolment_of(source)
+        # What only the namespace asks for is reported there once, not at each workload.
+        if keys.USE_WAYPOINT in source.labels:
+            notes += enrolment.notes
+        joined = list(self._joined(source, notes))
+        required, looked = self._requirement(source, enrolment, joined)
+        self._required.hold(uid, required)
+        self._look(uid, (*enrolment.looked, *looked))
         around = Surroundings(
             network=self._network(source),
             locality=self._locality(source),
-            services=dict(sorted(self._joined(source, notes).items())),
-            policies=self._policies(source) if source.has_policies else (),
+            services={name: each.ports for name, each in sorted(_by_name(joined), key=lambda pair: pair[0])},
+            policies=(
+                *(self._policies(source) if source.has_policies else ()),
+                *((required.name,) if required is not None else ()),
+            ),
             waypoint=enrolment.address,
             is_captured=self.captured(source) or (source.is_redirected and not source.is_host_network),
         )
         return [compile_workload(source, around, self._settings)], tuple(notes)
+
+    def enrolment_of(self, source: WorkloadSource) -> Enrolment:
+        """Which waypoints connections to the workload's own address go through; looked up anew."""
+        if not source.may_have_waypoint:
+            return Enrolment()
+        labels = self._namespace_labels(source.owner.namespace)
+        enrolling = Enrolling(source.owner, source.labels, source.owner.namespace, labels, FOR_WORKLOADS)
+        return find_waypoint(enrolling, self.index, self._mesh_network())
+
+    def _requirement(
+        self, source: WorkloadSource, own: Enrolment, joined: list[_Joined]
+    ) -> tuple[Resource | None, tuple[Ref, ...]]:
+        """The policy for `mycelia.io/waypoint-required`, and the Gateways that it depends on."""
+        labels = self._namespace_labels(source.namespace)
+        if not asks_whole(source, labels) and not any(asks(each.service.meta.labels) for each in joined):
+            return None, ()
+        serving = [
+            Serving(each.service.meta.labels, each.ports, self.enrolment(each.service)) for each in joined
+        ]
+        made = requirement(Reached(source, labels, own, serving), self.index, self._settings)
+        looked = [gateway for each in serving for gateway in each.enrolment.looked]
+        if of := source.labels.get(keys.GATEWAY_NAME):  # it is exempt if that is a waypoint
+            looked.append(Ref(Kind.GATEWAY.value, source.namespace, of))
+        return made, tuple(looked)
 
     def _policies(self, source: WorkloadSource) -> tuple[str, ...]:
         own = sorted(
@@ -388,20 +436,19 @@ class Registry:
         levels = self._levels(source.namespace, self.index.own_peer(source))
         return (*own, *policy_keys(levels, self._settings))
 
-    def _joined(self, source: WorkloadSource, notes: list[Note]) -> dict[str, PortPairs]:
+    def _joined(self, source: WorkloadSource, notes: list[Note]) -> Iterator[_Joined]:
         """Services it is an endpoint of, with the ports that lead to it."""
-        joined: dict[str, PortPairs] = {}
         for ref in sorted(self._services_of(source)):
             service = self.index.service(ref)
             if service is None:
                 continue
-            ports = self._ports(service, source, notes)
-            for host in self.index.hosts_of(service):
-                name = service_name(ref.namespace, host)
-                if (source.hosts and host not in source.hosts) or self.index.owner_of(name) != ref:
-                    continue
-                joined[name] = ports
-        return joined
+            names = tuple(
+                name
+                for host in self.index.hosts_of(service)
+                if not source.hosts or host in source.hosts
+                if self.index.owner_of(name := service_name(ref.namespace, host)) == ref
+            )
+            yield _Joined(service, names, self._ports(service, source, notes))
 
     def _services_of(self, source: WorkloadSource) -> set[Ref]:
         if source.joining is Joining.INLINE:
@@ -448,18 +495,19 @@ class Registry:
 
     def _enrol(self, unit: _Unit, enrolling: Enrolling) -> Enrolment:
         enrolment = find_waypoint(enrolling, self.index, self._mesh_network())
-        self._look(unit, enrolment)
+        self._look(unit, enrolment.looked)
         return enrolment
 
-    def _look(self, unit: _Unit, enrolment: Enrolment) -> None:
+    def _look(self, unit: _Unit, gateways: Iterable[Ref]) -> None:
         for before in self._looked.pop(unit, ()):
             held = self._lookers[before]
             held.discard(unit)
             if not held:
                 del self._lookers[before]
-        if enrolment.looked:
-            self._looked[unit] = enrolment.looked
-            for gateway in enrolment.looked:
+        looked = tuple(dict.fromkeys(gateways))
+        if looked:
+            self._looked[unit] = looked
+            for gateway in looked:
                 self._lookers.setdefault(gateway, set()).add(unit)
 
     def _namespace_labels(self, name: str) -> Mapping[str, str]:

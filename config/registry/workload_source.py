@@ -119,7 +119,8 @@ def of_workload_entry(entry: WorkloadEntry, settings: MeshSettings) -> list[Work
             network=endpoint.network or meta.labels.get(keys.NETWORK, ""),
             cluster=meta.labels.get(keys.CLUSTER, ""),
             node=meta.labels.get(keys.NODE, ""),
-            service_account=endpoint.service_account or "default",
+            # A waypoint that shared the account of plain workloads could not be told from them.
+            service_account=endpoint.service_account or meta.labels.get(keys.GATEWAY_NAME) or "default",
             is_ready=entry.is_ready,
             is_redirected=meta.annotations.get(keys.REDIRECTION) == "enabled",
             is_native_tunnel=_is_native(meta.labels),

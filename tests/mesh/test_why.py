@@ -83,3 +83,12 @@ def test_the_exit_code_is_the_verdict(guarded: Path, capsys: pytest.CaptureFixtu
     assert cli.main(["why", "shop/client", "shop/web:80", "--manifests", str(guarded)]) == 0
     assert cli.main(["why", "shop/client", "shop/cache:6379", "--manifests", str(guarded)]) == 1
     assert "denied" in capsys.readouterr().out
+
+
+def test_a_way_around_a_required_waypoint_is_refused_and_named(manifests: Path) -> None:
+    file = manifests / "namespace-shop.yaml"
+    file.write_text(file.read_text() + '    mycelia.io/waypoint-required: "true"\n')
+    answer = explain(load(manifests, ""), "office/outsider", "10.77.2.10:80", "")
+    assert answer.is_allowed is False
+    assert "shop/waypoint-required-but-none-is-bound-" in answer.verdict
+    assert any("only what comes through the waypoint may pass" in line for line in answer.lines)
