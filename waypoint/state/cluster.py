@@ -135,6 +135,10 @@ class Cluster:
         self.hosts = list(known.values())
         self.balancer = Balancer(policy, self.hosts, self._random)
 
+    def forget_answers(self) -> None:
+        """Look at every workload anew at the next update: the place has changed."""
+        self._wanted = None
+
     def _set_policy(self, policy: TrafficPolicy) -> None:
         old, self.policy = self.policy, policy
         self.circuit.change(policy.pool, policy.retry_budget)

@@ -170,6 +170,15 @@ class WaypointState:
         cluster.retire()
         self.generation += 1
 
+    def move(self, place: Place) -> None:
+        """This waypoint stands elsewhere, or learns only now where: what is near changes."""
+        self.place = place
+        self.generation += 1
+        self._changed.update(self._clusters_of)
+        for cluster in self._clusters.values():
+            cluster.forget_answers()
+        self._update_clusters()
+
     # --- questions ---
 
     @property

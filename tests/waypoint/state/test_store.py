@@ -185,6 +185,34 @@ def test_traffic_distribution_prefers_and_does_not_exclude() -> None:
     assert picked == {ranked[0]}
 
 
+def test_a_waypoint_that_learns_where_it_is_prefers_what_is_near() -> None:
+    detection = pb.TrafficPolicy(outlier_detection=pb.OutlierDetection(consecutive_5xx=5))
+    state = state_of(
+        web_service(),
+        member("near", locality=("r", "z", "")),
+        member("far", locality=("q", "z", "")),
+        destination(detection),
+    )
+    cluster = web_cluster(state)
+    assert len({host.member.preference for host in cluster.hosts}) == 1
+    hosts = list(cluster.hosts)
+    state.move(Place("default", "waypoint", locality=Locality("r", "z")))
+    assert cluster.hosts == hosts
+    assert [host.member.preference for host in cluster.hosts] == [0, 3]
+    state.move(Place("default", "waypoint", network="other"))
+    assert cluster.hosts == []
+
+
+def test_a_backend_behind_another_waypoint_is_reached_directly() -> None:
+    other = "default/other-waypoint.default.svc.cluster.local:15008"
+    behind = web_service(waypoint=other)
+    cluster = web_cluster(state_of(behind, member("a", "10.0.0.7", waypoint=other, account="app")))
+    (host,) = cluster.hosts
+    assert host.endpoint.address == ("10.0.0.7", 8080)
+    assert host.endpoint.hbone_address is None  # its own port 15008
+    assert [each.service_account for each in host.endpoint.identities] == ["app"]
+
+
 # --- changes ---
 
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import queue
 import threading
 from collections.abc import Callable, Iterator
+from concurrent import futures
 from pathlib import Path
 
+import grpc  # type: ignore[import-untyped]
 import pytest
 
 from dataplane.state.model import ADDRESS_TYPE
@@ -29,7 +32,7 @@ from tests.waypoint.resources import (
 )
 from tests.waypoint.worker.kit import PATIENCE_S, Routes, ScriptedServer, connect, exchange, read_until
 from tests.waypoint.worker.routing_kit import App, Waypoint, apps
-from tests.waypoint.worker.test_combinations import nghttpd
+from tests.waypoint.worker.test_combinations import Echo, nghttpd
 from tests.waypoint.worker.test_hbone import CLIENT, SERVER, WAYPOINT, Mesh
 from tests.waypoint.worker.test_streaming import H2Client
 from waypoint.state.hosts import Endpoint
@@ -40,7 +43,7 @@ from waypoint.worker.plan import Declared
 
 
 @contextlib.contextmanager
-def load(waypoint: Waypoint, path: str = "/", clients: int = 4) -> Iterator[list[int]]:
+def load(waypoint: Waypoint, path: str = "/", method: str = "GET", clients: int = 4) -> Iterator[list[int]]:
     """Kept-alive connections that ask without a pause until the block ends; gives the statuses."""
     statuses: list[int] = []
     is_over = threading.Event()
@@ -49,7 +52,7 @@ def load(waypoint: Waypoint, path: str = "/", clients: int = 4) -> Iterator[list
         connection = http.client.HTTPConnection("127.0.0.1", waypoint.port, timeout=PATIENCE_S)
         with contextlib.closing(connection):
             while not is_over.is_set():
-                connection.request("GET", path)
+                connection.request(method, path, b"body" if method == "POST" else None)
                 response = connection.getresponse()
                 response.read()
                 statuses.append(response.status)
@@ -267,3 +270,48 @@ def test_a_program_that_restarts_without_a_word_loses_no_get(tmp_path: Path, ver
             seen = len(statuses)
             until(lambda seen=seen: len(statuses) > seen + 20)  # type: ignore[misc]
     assert set(statuses) == {200}
+
+
+def test_a_restart_that_was_announced_loses_no_post() -> None:
+    """First the address book says that the endpoint is not ready, then the program stops."""
+    with contextlib.ExitStack() as stack:
+        steady = stack.enter_context(App("steady"))
+        waypoint = stack.enter_context(Waypoint(web_service(), endpoint("steady", steady.port), routes()))
+        statuses = stack.enter_context(load(waypoint, method="POST"))
+        for _ in range(5):
+            with App("restarting") as server:
+                waypoint.put(endpoint("restarting", server.port))
+                server.until(10)
+                (cluster,) = waypoint.ask(lambda: list(waypoint.state.clusters.values()))
+                host = next(each for each in cluster.hosts if each.member.uid == "restarting")
+                waypoint.put(endpoint("restarting", server.port, healthy=False))
+                until(lambda host=host: not host.active)  # type: ignore[misc]
+    assert set(statuses) == {200}
+    assert len(statuses) > 50
+
+
+def test_a_stream_goes_on_at_an_endpoint_that_is_gone() -> None:
+    with (
+        echo_server() as port,
+        Waypoint(web_service(), endpoint("a", port), routes(protocol=pb.GRPC)) as waypoint,
+        grpc.insecure_channel(f"127.0.0.1:{waypoint.port}") as channel,
+    ):
+        requests: queue.Queue[bytes | None] = queue.Queue()
+        answers = channel.stream_stream("/t/stream")(iter(requests.get, None), timeout=PATIENCE_S)
+        requests.put(b"before")
+        assert next(answers) == b"before"
+        waypoint.remove(ADDRESS_TYPE, "a")
+        requests.put(b"after")
+        assert next(answers) == b"after"
+        requests.put(None)
+        assert list(answers) == []
+        until(lambda: waypoint.ask(lambda: waypoint.upstreams.open_connections) == 0)
+
+
+@contextlib.contextmanager
+def echo_server() -> Iterator[int]:
+    server = grpc.server(futures.ThreadPoolExecutor(4), handlers=[Echo()])
+    port: int = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    yield port
+    server.stop(None).wait()
