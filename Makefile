@@ -35,6 +35,7 @@ format:
 bench:
 	@tools/bootstrap.sh dev
 	@$(PY) -m loadtests.bench $(ARGS)
+	@$(PY) -m loadtests.waypoint
 
 soak:
 	@tools/bootstrap.sh dev

@@ -31,10 +31,11 @@ class Credentials:
     roots_path: Path
     client: Leaf
     server: Leaf
+    waypoint: Leaf
 
 
 def make(directory: Path) -> Credentials:
-    """Writes root and leaves for service accounts `client` and `server` of namespace `default`."""
+    """Writes root and leaves for accounts `client`, `server` and `waypoint` of namespace `default`."""
     now = dt.datetime.now(dt.UTC)
     root_key = ec.generate_private_key(ec.SECP256R1())
     root_name = x509.Name([x509.NameAttribute(NameOID.ORGANIZATION_NAME, TRUST_DOMAIN)])
@@ -51,6 +52,7 @@ def make(directory: Path) -> Credentials:
         roots_path,
         client=_leaf(directory, "client", root_name, root_key, now),
         server=_leaf(directory, "server", root_name, root_key, now),
+        waypoint=_leaf(directory, "waypoint", root_name, root_key, now),
     )
 
 

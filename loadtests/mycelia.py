@@ -11,7 +11,7 @@ import ipaddress
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,42 +72,14 @@ class MyceliaPair:
     @asynccontextmanager
     async def _worker(self, side: Side, number: int) -> AsyncIterator[int]:
         log = self.directory / f"mycelia-{side.account}-{number}.log"
-        ours, theirs = socket.socketpair()
-        with theirs, log.open("wb") as output:
-            process = await trio.lowlevel.open_process(
-                [sys.executable, "-m", "ztunnel.worker", "--fd", str(theirs.fileno())],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                pass_fds=(theirs.fileno(),),
-            )
-        link = _Link(trio.socket.from_stdlib_socket(ours), log)
-        try:
-            with trio.move_on_after(READY_S) as patience:
-                await self._set_up(link, side)
-            if patience.cancelled_caught:
-                raise ContestantError(f"the {side.account} side's worker is not ready: {tail(log)}")
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(link.drain)
-                yield process.pid
-                nursery.cancel_scope.cancel()
-        finally:
-            with trio.CancelScope(shield=True):
-                await stop(process)
-            link.close()
+        async with running_worker("ztunnel", log, lambda link: self._set_up(link, side)) as pid:
+            yield pid
 
-    async def _set_up(self, link: _Link, side: Side) -> None:
+    async def _set_up(self, link: Link, side: Side) -> None:
         """The control process's part, in the order that the worker wants it in."""
         await link.wait_for("hello")
         settings = WorkerSettings(node=NODE, codec=self.codec, is_access_log_on=False, log_level="warn")
-        leaf, roots = side.leaf, self.credentials.roots_path
-        credential = pb.Credential(
-            spiffe_id=leaf.spiffe_id,
-            chain_pem=[leaf.chain_path.read_text()],
-            key_pem=leaf.key_path.read_bytes(),
-            roots_pem=roots.read_text(),
-            not_after=int(leaf.not_after.timestamp()),
-        )
+        credential = credential_of(side.leaf, self.credentials.roots_path)
         await link.send(pb.ToWorker(configure=pb.Configure(settings_json=settings.to_json())))
         await link.send(pb.ToWorker(credential=credential))
         await link.send(pb.ToWorker(resources=self._resources()))
@@ -145,7 +117,51 @@ class MyceliaPair:
         return pb.Resources(type_url=ADDRESS_TYPE, upserts=upserts)
 
 
-class _Link:
+def credential_of(leaf: Leaf, roots: Path) -> pb.Credential:
+    """As a control process sends it."""
+    return pb.Credential(
+        spiffe_id=leaf.spiffe_id,
+        chain_pem=[leaf.chain_path.read_text()],
+        key_pem=leaf.key_path.read_bytes(),
+        roots_pem=roots.read_text(),
+        not_after=int(leaf.not_after.timestamp()),
+    )
+
+
+@asynccontextmanager
+async def running_worker(
+    package: str,
+    log: Path,
+    set_up: Callable[[Link], Awaitable[None]],
+    wrap: Callable[[list[str]], list[str]] = list,
+) -> AsyncIterator[int]:
+    """A data worker of `package` until the block ends, entered once `set_up` is through; yields its pid."""
+    ours, theirs = socket.socketpair()
+    with theirs, log.open("wb") as output:
+        process = await trio.lowlevel.open_process(
+            wrap([sys.executable, "-m", f"{package}.worker", "--fd", str(theirs.fileno())]),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            pass_fds=(theirs.fileno(),),
+        )
+    link = Link(trio.socket.from_stdlib_socket(ours), log)
+    try:
+        with trio.move_on_after(READY_S) as patience:
+            await set_up(link)
+        if patience.cancelled_caught:
+            raise ContestantError(f"a {package} worker is not ready: {tail(log)}")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(link.drain)
+            yield process.pid
+            nursery.cancel_scope.cancel()
+    finally:
+        with trio.CancelScope(shield=True):
+            await stop(process)
+        link.close()
+
+
+class Link:
     """Our end of a worker's socket."""
 
     def __init__(self, sock: trio.socket.SocketType, log: Path) -> None:

@@ -19,9 +19,14 @@ MARK = 0x539  # of the proxy's own sockets, which must not be captured again
 
 def redirect(pair: Pair) -> None:
     """Blocking; raises what the node agent raises where rules cannot be made."""
+    redirect_in(pair.client_namespace, pair.server_namespace)
+    topology.set_congestion_control([pair])  # for the new routes
+
+
+def redirect_in(*namespaces: str) -> None:
+    """The rules alone, in namespaces by name."""
     redirection = Redirection(find_programs(), RuleOptions())
     redirection.self_test()
-    for name in (pair.client_namespace, pair.server_namespace):
+    for name in namespaces:
         with NetworkNamespace.from_path(str(topology.namespace_path(name))) as namespace:
             redirection.apply(namespace)
-    topology.set_congestion_control([pair])  # for the new routes

@@ -1,0 +1,1 @@
+"""`python -m loadtests.waypoint`: requests through tunnel, waypoint and tunnel, beside Envoy's."""
