@@ -25,6 +25,7 @@ CLUSTER: Final = "topology.istio.io/cluster"
 REGION: Final = "topology.kubernetes.io/region"
 ZONE: Final = "topology.kubernetes.io/zone"
 SUBZONE: Final = "topology.istio.io/subzone"
+HOSTNAME: Final = "kubernetes.io/hostname"  # the node
 POD_LOCALITY: Final = ("topology.istio.io/locality", "istio-locality")
 
 # What a workload is called in telemetry.

@@ -13,6 +13,8 @@ from datetime import datetime
 from typing import Final
 
 from config.routing_rules import GrpcRule, HttpRule, ParentRef, StreamRule
+from config.traffic_policies import NO_POLICIES, PolicySet, Subset
+from config.virtual_routes import HttpPart, StreamPart
 
 
 class Kind(enum.Enum):
@@ -35,6 +37,8 @@ class Kind(enum.Enum):
     TCP_ROUTE = "TCPRoute"
     TLS_ROUTE = "TLSRoute"
     REFERENCE_GRANT = "ReferenceGrant"
+    VIRTUAL_SERVICE = "VirtualService"
+    DESTINATION_RULE = "DestinationRule"
 
 
 ROUTE_KINDS: Final = frozenset({"HTTPRoute", "GRPCRoute", "TCPRoute", "TLSRoute"})
@@ -389,6 +393,35 @@ class ReferenceGrant:
     targets: tuple[tuple[str, str, str], ...] = ()  # (group, kind, name or empty for all)
 
 
+@dataclass(frozen=True, slots=True)
+class VirtualService:
+    """Routes of services by their hosts; without hosts a delegate, whose routes others take over.
+
+    `export_to` is as written: empty or `*` for everybody, `.` for its own namespace.
+    """
+
+    meta: Meta
+    hosts: tuple[str, ...] = ()
+    is_for_mesh: bool = True
+    http: tuple[HttpPart, ...] = ()
+    tls: tuple[StreamPart, ...] = ()
+    tcp: tuple[StreamPart, ...] = ()
+    export_to: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class DestinationRule:
+    """How traffic to a host is treated. One for certain workloads only is for sidecars."""
+
+    meta: Meta
+    host: str
+    policies: PolicySet = NO_POLICIES
+    has_policies: bool = False
+    subsets: tuple[Subset, ...] = ()
+    export_to: tuple[str, ...] = ()
+    is_for_workloads: bool = False
+
+
 MeshObject = (
     Namespace
     | Node
@@ -407,4 +440,6 @@ MeshObject = (
     | TcpRoute
     | TlsRoute
     | ReferenceGrant
+    | VirtualService
+    | DestinationRule
 )

@@ -17,6 +17,7 @@ from pydantic_core import ErrorDetails
 from config.findings import Finding, Severity, choices, describe, did_you_mean, mismatch
 from config.kinds.authorization_policy import AuthorizationPolicy
 from config.kinds.core import Namespace, Node, ServiceAccount
+from config.kinds.destination_rule import DestinationRule
 from config.kinds.endpoint_slice import EndpointSlice
 from config.kinds.gateway import Gateway, GatewayClass
 from config.kinds.grpc_route import GRPCRoute
@@ -27,6 +28,7 @@ from config.kinds.schema import DEFAULT_NAMESPACE, Manifest
 from config.kinds.service import Service
 from config.kinds.service_entry import ServiceEntry
 from config.kinds.stream_routes import ReferenceGrant, TCPRoute, TLSRoute
+from config.kinds.virtual_service import VirtualService
 from config.kinds.workload_entry import WorkloadEntry
 from config.kinds.yaml_documents import Path, YamlRefused, build, line_of
 from config.objects import MeshObject, Ref
@@ -49,6 +51,8 @@ ReadManifest = (
     | TCPRoute
     | TLSRoute
     | ReferenceGrant
+    | VirtualService
+    | DestinationRule
 )
 
 MAX_FINDINGS: Final = 20
@@ -77,6 +81,8 @@ _CATALOGUE: Final[Mapping[str, _Entry]] = {
         _Entry(EndpointSlice, "discovery.k8s.io", ("v1",)),
         _Entry(WorkloadEntry, "networking.istio.io", _NETWORKING),
         _Entry(ServiceEntry, "networking.istio.io", _NETWORKING),
+        _Entry(VirtualService, "networking.istio.io", _NETWORKING),
+        _Entry(DestinationRule, "networking.istio.io", _NETWORKING),
         _Entry(AuthorizationPolicy, "security.istio.io", ("v1", "v1beta1")),
         _Entry(PeerAuthentication, "security.istio.io", ("v1", "v1beta1")),
         _Entry(Gateway, _GATEWAY, ("v1", "v1beta1", "v1alpha2", "v1alpha3")),

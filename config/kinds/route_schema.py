@@ -70,14 +70,27 @@ def milliseconds(text: str | None) -> int | None:
     return sum(int(number) * _MILLISECONDS[unit] for number, unit in _PIECE.findall(text))
 
 
+def is_field_name(text: str) -> bool:
+    return _TOKEN.match(text) is not None
+
+
+def is_edited_name(text: str) -> bool:
+    """Of a header that a route may change."""
+    return is_field_name(text) and text.lower() not in _CONNECTION_FIELDS
+
+
+def is_field_value(text: str) -> bool:
+    return len(text) <= MAX_VALUE and _FIELD_VALUE.match(text) is not None
+
+
 def _field_name(text: str) -> str:
-    if not _TOKEN.match(text):
+    if not is_field_name(text):
         refuse("a header name: at most 256 letters, digits and !#$%&'*+-.^_|~`")
     return text
 
 
 def _edited_name(text: str) -> str:
-    if _field_name(text).lower() in _CONNECTION_FIELDS:
+    if not is_edited_name(_field_name(text)):
         refuse("a header that does not speak of the connection or of the length of messages")
     return text
 
@@ -95,7 +108,7 @@ def _session_name(text: str) -> str:
 
 
 def _field_value(text: str) -> str:
-    if len(text) > MAX_VALUE or not _FIELD_VALUE.match(text):
+    if not is_field_value(text):
         refuse(f"a header value: at most {MAX_VALUE} characters, none of them a control character")
     return text
 
