@@ -10,7 +10,7 @@ from typing import Final
 from google.protobuf import json_format
 from google.protobuf.message import Message
 
-from config.compile.resource import ADDRESS, AUTHORIZATION, SERVICE_ROUTES, Resource, TypeUrl
+from config.compile.resource import ADDRESS, AUTHORIZATION, DESTINATION, SERVICE_ROUTES, Resource, TypeUrl
 from config.control_plane import ControlPlane
 from config.findings import Problem, Severity
 from config.kinds.gateway import WAYPOINT_CLASS
@@ -29,6 +29,7 @@ _MESSAGES: Final[Mapping[TypeUrl, type[Message]]] = {
     ADDRESS: workload_pb2.Address,
     AUTHORIZATION: authorization_pb2.Authorization,
     SERVICE_ROUTES: waypoint_pb2.ServiceRoutes,
+    DESTINATION: waypoint_pb2.Destination,
 }
 
 
@@ -271,6 +272,9 @@ def status_routes(plane: ControlPlane) -> dict[tuple[str, str], Handler]:
         ),
         ("GET", "/routes"): page(
             lambda request: resources_json(plane, SERVICE_ROUTES, request.query.get("name", ""))
+        ),
+        ("GET", "/destinations"): page(
+            lambda request: resources_json(plane, DESTINATION, request.query.get("name", ""))
         ),
         ("GET", "/policies"): page(
             lambda request: resources_json(plane, AUTHORIZATION, request.query.get("name", ""))

@@ -14,8 +14,9 @@ ADDRESS: Final = TypeUrl("type.googleapis.com/istio.workload.Address")
 WORKLOAD: Final = TypeUrl("type.googleapis.com/istio.workload.Workload")  # legacy name for ADDRESS
 AUTHORIZATION: Final = TypeUrl("type.googleapis.com/istio.security.Authorization")
 SERVICE_ROUTES: Final = TypeUrl("type.googleapis.com/mycelia.waypoint.ServiceRoutes")
+DESTINATION: Final = TypeUrl("type.googleapis.com/mycelia.waypoint.Destination")
 # Sent to the waypoints that a resource names, not to everybody.
-WAYPOINT_TYPES: Final = (SERVICE_ROUTES,)
+WAYPOINT_TYPES: Final = (DESTINATION, SERVICE_ROUTES)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,9 +11,21 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from google.protobuf.duration_pb2 import Duration
-
+from config.compile.messages import (
+    DEFAULT_ATTEMPTS,
+    DEFAULT_BACKOFF_MS,
+    Target,
+    default_retries,
+    duration,
+    header_changes,
+)
 from config.compile.resource import SERVICE_ROUTES, Resource, make_resource
+from config.compile.virtual_services import (
+    Called,
+    ResolveTarget,
+    virtual_http_rules,
+    virtual_stream_rules,
+)
 from config.objects import GrpcRoute, HttpRoute, Route, TcpRoute, TlsRoute
 from config.routing_rules import (
     BackendRef,
@@ -21,7 +33,6 @@ from config.routing_rules import (
     Filters,
     GrpcMatch,
     GrpcRule,
-    HeaderEdit,
     HttpMatch,
     HttpRule,
     PathEdit,
@@ -29,10 +40,9 @@ from config.routing_rules import (
     Persistence,
     ValueMatch,
 )
+from config.virtual_routes import VirtualRoutes
 from proto.mycelia import waypoint_pb2 as pb
 
-DEFAULT_ATTEMPTS: Final = 2
-DEFAULT_BACKOFF_MS: Final = 25
 # Who writes a retry stanza also means connections that break and attempts that take too long (`reset`).
 STANZA_RETRY_ON: Final = (
     "connect-failure",
@@ -48,15 +58,6 @@ INVALID_STATUS: Final = 500
 _PATH_RANK: Final = {kind: rank for rank, kind in enumerate(PathKind)}
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
-    """What a backend reference leads to: a service of the address book and its port, or why it does not."""
-
-    service: str = ""
-    port: int = 0
-    problem: str = ""
-
-
 Resolve = Callable[[BackendRef], Target]
 
 
@@ -69,6 +70,9 @@ class PortAttachment:
     http: tuple[HttpRoute | GrpcRoute, ...] = ()
     tls: tuple[TlsRoute, ...] = ()
     tcp: TcpRoute | TlsRoute | None = None
+    # In place of the routes above, where there are none of the kind.
+    virtual_http: tuple[VirtualRoutes, ...] = ()
+    virtual_streams: tuple[VirtualRoutes, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,26 +80,41 @@ class ServedService:
     namespace: str
     hostname: str
     waypoints: tuple[str, ...]
+    addresses: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return f"{self.namespace}/{self.hostname}"
 
 
-def compile_routes(served: ServedService, ports: Iterable[PortAttachment], resolve: Resolve) -> Resource:
+@dataclass(frozen=True, slots=True)
+class Resolvers:
+    """Where backends of Gateway API routes and destinations of VirtualServices lead."""
+
+    backend: Resolve
+    target: ResolveTarget
+
+
+def compile_routes(served: ServedService, ports: Iterable[PortAttachment], resolvers: Resolvers) -> Resource:
     message = pb.ServiceRoutes(
         namespace=served.namespace,
         hostname=served.hostname,
-        ports=[_port(each, served.hostname, resolve) for each in ports],
+        ports=[_port(each, served, resolvers) for each in ports],
     )
-    name = f"{served.namespace}/{served.hostname}"
-    return make_resource(SERVICE_ROUTES, name, message, waypoints=served.waypoints)
+    return make_resource(SERVICE_ROUTES, served.name, message, waypoints=served.waypoints)
 
 
-def _port(port: PortAttachment, hostname: str, resolve: Resolve) -> pb.PortRoutes:
+def _port(port: PortAttachment, served: ServedService, resolvers: Resolvers) -> pb.PortRoutes:
+    resolve = resolvers.backend
+    called = Called(served.name, port.number, served.addresses, resolvers.target)
     return pb.PortRoutes(
         service_port=port.number,
         protocol=port.protocol,
-        http_rules=http_rules(port.http, resolve),
+        http_rules=[*http_rules(port.http, resolve), *virtual_http_rules(port.virtual_http, called)],
         tcp_rules=[
-            *(rule for route in port.tls for rule in _stream_rules(route, [hostname], resolve)),
+            *(rule for route in port.tls for rule in _stream_rules(route, [served.hostname], resolve)),
             *(_stream_rules(port.tcp, [], resolve) if port.tcp is not None else ()),
+            *virtual_stream_rules(port.virtual_streams, called),
         ],
     )
 
@@ -127,7 +146,7 @@ def _http(route: HttpRoute, index: int, resolve: Resolve) -> Iterator[tuple[tupl
     whole = _rule(rule_name(route, index), rule, resolve)
     timeout = _route_timeout(rule)
     if timeout:
-        whole.timeout.CopyFrom(_duration(timeout))
+        whole.timeout.CopyFrom(duration(timeout))
     whole.retries.CopyFrom(_retries(rule))
     for match in rule.matches:
         yield _http_key(match), _with_match(whole, _http_match(match))
@@ -194,18 +213,11 @@ def _retries(rule: HttpRule) -> pb.RetryPolicy:
         attempts=attempts,
         on=STANZA_RETRY_ON,
         statuses=stanza.codes,
-        backoff=_duration(stanza.backoff_ms or DEFAULT_BACKOFF_MS),
+        backoff=duration(stanza.backoff_ms or DEFAULT_BACKOFF_MS),
     )
     if rule.backend_timeout_ms:
-        made.per_try_timeout.CopyFrom(_duration(rule.backend_timeout_ms))
+        made.per_try_timeout.CopyFrom(duration(rule.backend_timeout_ms))
     return made
-
-
-def default_retries() -> pb.RetryPolicy:
-    """Istio's number and back-off. Its conditions may follow processing: none are named, and a waypoint then
-    repeats what is safe to repeat.
-    """
-    return pb.RetryPolicy(attempts=DEFAULT_ATTEMPTS, backoff=_duration(DEFAULT_BACKOFF_MS))
 
 
 # ---- GRPCRoute ----
@@ -275,9 +287,9 @@ def _rule(name: str, rule: HttpRule | GrpcRule, resolve: Resolve) -> pb.HttpRule
 
 def _add_filters(made: pb.HttpRule, filters: Filters, resolve: Resolve) -> None:
     if filters.request_headers is not None:
-        made.request_headers.CopyFrom(_headers(filters.request_headers))
+        made.request_headers.CopyFrom(header_changes(filters.request_headers))
     if filters.response_headers is not None:
-        made.response_headers.CopyFrom(_headers(filters.response_headers))
+        made.response_headers.CopyFrom(header_changes(filters.response_headers))
     if filters.rewrite is not None:
         rewrite = filters.rewrite
         made.rewrite.CopyFrom(pb.Rewrite(authority=rewrite.hostname, path=_path_change(rewrite.path)))
@@ -296,22 +308,13 @@ def _path_change(edit: PathEdit | None) -> pb.PathChange | None:
     return pb.PathChange(prefix=edit.value) if edit.is_prefix else pb.PathChange(full=edit.value)
 
 
-def _headers(edit: HeaderEdit) -> pb.HeaderChanges:
-    fields = pb.HeaderChanges.Field
-    return pb.HeaderChanges(
-        set=[fields(name=name, value=value) for name, value in edit.set],
-        add=[fields(name=name, value=value) for name, value in edit.add],
-        remove=edit.remove,
-    )
-
-
 def _cors(cors: Cors) -> pb.Cors:
     return pb.Cors(
         allow_origins=[_origin(each) for each in cors.allow_origins],
         allow_methods=cors.allow_methods,
         allow_headers=cors.allow_headers,
         expose_headers=cors.expose_headers,
-        max_age=_duration(cors.max_age_s * 1000),
+        max_age=duration(cors.max_age_s * 1000),
         allow_credentials=cors.allow_credentials,
     )
 
@@ -330,9 +333,9 @@ def _persistence(wanted: Persistence) -> pb.SessionPersistence:
         name=wanted.name or SESSION_NAME, is_header=wanted.is_header, is_permanent=wanted.is_permanent
     )
     if wanted.absolute_timeout_ms:
-        made.absolute_timeout.CopyFrom(_duration(wanted.absolute_timeout_ms))
+        made.absolute_timeout.CopyFrom(duration(wanted.absolute_timeout_ms))
     if wanted.idle_timeout_ms:
-        made.idle_timeout.CopyFrom(_duration(wanted.idle_timeout_ms))
+        made.idle_timeout.CopyFrom(duration(wanted.idle_timeout_ms))
     return made
 
 
@@ -345,9 +348,9 @@ def _backend(ref: BackendRef, resolve: Resolve) -> pb.Backend:
         return made
     made.service, made.port = target.service, target.port
     if ref.request_headers is not None:
-        made.request_headers.CopyFrom(_headers(ref.request_headers))
+        made.request_headers.CopyFrom(header_changes(ref.request_headers))
     if ref.response_headers is not None:
-        made.response_headers.CopyFrom(_headers(ref.response_headers))
+        made.response_headers.CopyFrom(header_changes(ref.response_headers))
     return made
 
 
@@ -360,7 +363,3 @@ def _stream_rules(route: TcpRoute | TlsRoute, hostnames: Sequence[str], resolve:
         )
         for index, rule in enumerate(route.rules)
     ]
-
-
-def _duration(milliseconds: int) -> Duration:
-    return Duration(seconds=milliseconds // 1000, nanos=milliseconds % 1000 * 1_000_000)

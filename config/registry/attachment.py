@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from config.compile.messages import Target
 from config.compile.protocols import app_protocol, waypoint_protocol
-from config.compile.routes import PortAttachment, Target
+from config.compile.routes import PortAttachment
 from config.notes import Reason
 from config.objects import (
     GrpcRoute,
@@ -17,9 +18,11 @@ from config.objects import (
     ServiceEntry,
     TcpRoute,
     TlsRoute,
+    VirtualService,
 )
 from config.registry.object_index import ObjectIndex
 from config.registry.route_index import HOSTNAME, parent_key, target_key
+from config.registry.virtual_attachment import ServiceHost, routes_of, virtual_services_on
 from config.routing_rules import BackendRef, ParentRef
 from proto.mycelia import waypoint_pb2 as pb
 
@@ -75,6 +78,10 @@ def routes_on(index: ObjectIndex, service: Ref, waypoint_namespaces: Iterable[st
     return sorted(found, key=lambda route: route.meta.age_key)
 
 
+def candidates_on(index: ObjectIndex, at: ServiceHost) -> Candidates:
+    return Candidates(routes_on(index, at.service, at.waypoint_namespaces), virtual_services_on(index, at))
+
+
 def speaks_of(parent: ParentRef, service: Ref, port: ServicePort) -> bool:
     return (
         parent_key(parent) == service
@@ -83,13 +90,26 @@ def speaks_of(parent: ParentRef, service: Ref, port: ServicePort) -> bool:
     )
 
 
-def attach(service: Ref, ports: Iterable[ServicePort], hostname: str, routes: Sequence[Route]) -> Attachment:
-    """`routes` oldest first."""
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """What may be attached to a host of a service: routes oldest first, VirtualServices in their order."""
+
+    routes: Sequence[Route]
+    virtual: Sequence[VirtualService] = ()
+
+
+def attach(
+    index: ObjectIndex, at: ServiceHost, ports: Iterable[ServicePort], candidates: Candidates
+) -> Attachment:
+    """Routes of the Gateway API have a port for themselves; where there are none, VirtualServices have it."""
+    virtual = tuple(routes_of(index, each) for each in candidates.virtual)
     made: list[PortAttachment] = []
     refusals: list[Refusal] = []
     for port in ports:
         meant = [
-            route for route in routes if any(speaks_of(parent, service, port) for parent in route.parents)
+            route
+            for route in candidates.routes
+            if any(speaks_of(parent, at.service, port) for parent in route.parents)
         ]
         http = [route for route in meant if isinstance(route, HttpRoute | GrpcRoute)]
         winners, losers = _one_kind(http)
@@ -102,10 +122,35 @@ def attach(service: Ref, ports: Iterable[ServicePort], hostname: str, routes: Se
             )
             for loser in losers
         ]
-        tls, tcp, unfit = _streams(meant, hostname, port.number)
+        tls, tcp, unfit = _streams(meant, at.hostname, port.number)
         refusals += unfit
-        made.append(PortAttachment(port.number, port.protocol, tuple(winners), tls, tcp))
+        streams = (*tls, *((tcp,) if tcp is not None else ()))
+        refusals += _displaced(candidates.virtual, winners, streams, port)
+        made.append(
+            PortAttachment(
+                port.number,
+                port.protocol,
+                tuple(winners),
+                tls,
+                tcp,
+                () if winners else virtual,
+                () if streams else virtual,
+            )
+        )
     return Attachment(tuple(made), tuple(refusals))
+
+
+def _displaced(
+    virtual: Iterable[VirtualService], http: Sequence[Route], streams: Sequence[Route], port: ServicePort
+) -> Iterator[Refusal]:
+    for each in virtual:
+        takes_http = each.http and port.protocol != pb.TCP
+        holder = http[0] if http and takes_http else None
+        if holder is None and streams and (each.tls or each.tcp):
+            holder = streams[0]
+        if holder is not None:
+            text = f"{holder.meta.ref} has the port: routes of the Gateway API come before VirtualServices"
+            yield Refusal(each.meta.ref, port.number, Reason.SHADOWED, text)
 
 
 HttpKinds = HttpRoute | GrpcRoute

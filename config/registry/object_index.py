@@ -28,8 +28,11 @@ from config.objects import (
     TrafficScope,
 )
 from config.registry import workload_source
+from config.registry.host_index import is_matched
 from config.registry.route_index import RouteIndex
+from config.registry.rule_index import RuleIndex
 from config.registry.selectors import EVERYWHERE, LabelIndex, Labels, SelectorIndex
+from config.registry.virtual_index import VirtualIndex
 from config.registry.waypoints import CLASS_REF, Replicas
 from config.registry.workload_source import WorkloadSource
 from config.settings import MeshSettings
@@ -59,6 +62,7 @@ class Dirt:
     gateways: set[Ref] = field(default_factory=set)  # whoever looked at one is to be compiled again
     is_gateway_class: bool = False  # ... or at any of them
     is_static_strict: bool = False
+    rule_hosts: set[str] = field(default_factory=set)  # hosts (or wildcards) with other DestinationRules
     # Sent again even if their bytes are the same: a node proxy has forgotten them.
     forced: set[str] = field(default_factory=set)
 
@@ -75,6 +79,8 @@ class ObjectIndex:
         self.hosts: dict[str, set[Ref]] = {}  # hostname -> the objects that want it, in any namespace
         self.peers: set[Ref] = set()
         self.routes = RouteIndex()
+        self.virtual = VirtualIndex(settings.cluster_domain)
+        self.rules = RuleIndex(settings, self.objects.get)
         self._replicas: dict[Place, set[str]] = {}  # waypoint -> its workloads
         # Address -> Services and ServiceEntries that name it themselves.
         self._services_at: dict[str, set[Ref]] = {}
@@ -90,6 +96,10 @@ class ObjectIndex:
         self._general_peers: dict[str, set[Ref]] = {}  # without selector, by namespace
 
     # ---- questions ----
+
+    @property
+    def cluster_domain(self) -> str:
+        return self._settings.cluster_domain
 
     def namespace(self, name: str) -> objects.Namespace | None:
         found = self.objects.get(Ref(Kind.NAMESPACE.value, "", name))
@@ -243,6 +253,12 @@ class ObjectIndex:
             case kind if kind in ROUTE_KINDS:
                 self._file(ref, new)
                 dirt.services |= self.routes.put(ref, new)
+            case Kind.VIRTUAL_SERVICE.value:
+                self._file(ref, new)
+                dirt.services |= self.services_named(self.virtual.put(ref, new))
+            case Kind.DESTINATION_RULE.value:
+                self._file(ref, new)
+                self._rules_changed(self.rules.put(ref, new), dirt)
             case Kind.ENDPOINT_SLICE.value:
                 self._replace_slice(ref, old, new, dirt)
             case Kind.AUTHORIZATION_POLICY.value:
@@ -286,6 +302,23 @@ class ObjectIndex:
             case _:
                 pass  # ServiceAccounts and ReferenceGrants matter to nobody here
 
+    def _rules_changed(self, hosts: set[str], dirt: Dirt) -> None:
+        """Other policies, and perhaps other subsets to send to."""
+        dirt.rule_hosts |= hosts
+        dirt.services |= self.services_named(self.virtual.hosts_that_send_to(hosts))
+
+    def services_named(self, patterns: Iterable[str]) -> set[Ref]:
+        """Whoever wants a host that one of these names or wildcards matches."""
+        found: set[Ref] = set()
+        for pattern in patterns:
+            if not pattern.startswith("*"):
+                found |= self.hosts.get(pattern, set())
+                continue
+            for host, refs in self.hosts.items():
+                if is_matched(pattern, host):
+                    found |= refs
+        return found
+
     def _namespace_changed(
         self, name: str, old: MeshObject | None, new: MeshObject | None, dirt: Dirt
     ) -> None:
@@ -325,6 +358,7 @@ class ObjectIndex:
             self._put_sources(ref, made, dirt)
         dirt.services.add(ref)
         dirt.services |= self.routes.users_of(ref, hosts)
+        dirt.services |= self.services_named(self.virtual.hosts_that_send_to(hosts))
         for host in hosts:
             dirt.services |= {
                 each for each in self.hosts.get(host, ()) if isinstance(self.objects[each], ServiceEntry)

@@ -12,14 +12,23 @@ from dataclasses import dataclass
 
 from config import keys
 from config.compile.authorization import compile_policy, policy_key
+from config.compile.destinations import Endpoint, Treated, compile_destination, needs_endpoints
 from config.compile.peer_authentication import (
     Levels,
     policy_keys,
     port_policy,
     static_strict,
 )
-from config.compile.resource import ADDRESS, AUTHORIZATION, SERVICE_ROUTES, Delta, Resource, TypeUrl
-from config.compile.routes import ServedService, compile_routes
+from config.compile.resource import (
+    ADDRESS,
+    AUTHORIZATION,
+    DESTINATION,
+    SERVICE_ROUTES,
+    Delta,
+    Resource,
+    TypeUrl,
+)
+from config.compile.routes import Resolvers, ServedService, compile_routes
 from config.compile.service import ServiceSurroundings, compile_service, service_name
 from config.compile.workload import Surroundings, compile_workload
 from config.errors import AddressesExhausted
@@ -38,19 +47,32 @@ from config.objects import (
     ServiceEntry,
     TrafficScope,
 )
-from config.registry.attachment import attach, ports_of, resolver, routes_on
+from config.registry.attachment import attach, candidates_on, ports_of, resolver
 from config.registry.object_index import WAYPOINT_SERVICE, Dirt, ObjectIndex, Place
+from config.registry.reach import Reach
 from config.registry.requirement import Reached, Serving, asks, asks_whole, requirement
 from config.registry.shared_policies import SharedPolicies
 from config.registry.target_ports import PortPairs, entry_ports, service_ports, slice_ports
 from config.registry.virtual_addresses import VirtualAddresses
+from config.registry.virtual_attachment import Destinations, ServiceHost
 from config.registry.waypoints import FOR_SERVICES, FOR_WORKLOADS, Enrolling, Enrolment, find_waypoint
 from config.registry.workload_source import Joining, WorkloadSource
 from config.settings import MeshSettings
 
 _NAMESPACE_NAME = "kubernetes.io/metadata.name"
 _ResourceKey = tuple[TypeUrl, str]
-_Unit = str | Ref  # what is compiled at once: a workload by uid, a service or policy by its object
+
+
+@dataclass(frozen=True, slots=True)
+class DestinationOf:
+    """A service of the address book, as all waypoints that reach it see it."""
+
+    service: str
+
+
+# What is compiled at once: a workload by uid, a service or policy by its object, a destination.
+_Unit = str | Ref | DestinationOf
+_Touched = dict[_ResourceKey, Resource | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +97,7 @@ class Registry:
             ADDRESS: {},
             AUTHORIZATION: {},
             SERVICE_ROUTES: {},
+            DESTINATION: {},
         }
         self.compiled = 0
         self._outputs: dict[_Unit, tuple[_ResourceKey, ...]] = {}
@@ -84,6 +107,8 @@ class Registry:
         self._looked: dict[_Unit, tuple[Ref, ...]] = {}
         self._aliases: dict[str, set[str]] = {}
         self._required = SharedPolicies()
+        self.reach = Reach()
+        self._with_endpoints: set[str] = set()  # destinations that name workloads
 
     # ---- changes ----
 
@@ -117,7 +142,7 @@ class Registry:
             for unit in self._lookers.get(gateway, ()):
                 if isinstance(unit, str):
                     dirt.workloads.add(unit)
-                else:
+                elif isinstance(unit, Ref):
                     dirt.services.add(unit)
 
     # ---- questions ----
@@ -174,25 +199,44 @@ class Registry:
     # ---- compilation ----
 
     def _compile(self, dirt: Dirt) -> Delta:
-        touched: dict[_ResourceKey, Resource | None] = {}
+        touched: _Touched = {}
         for policy in sorted(dirt.policies):
             self._settle(policy, self._policy(policy), touched)
         if dirt.is_static_strict:
             made = [static_strict(self._settings)] if self.index.peers else []
             self._settle("static strict", (made, ()), touched)
+        destinations = set(self.reach.named(dirt.rule_hosts))
         for service in sorted(dirt.services):
-            self._settle(service, self._service(service), touched)
+            destinations |= self._settle_service(service, touched)
         for uid in sorted(dirt.workloads):
-            self._settle(uid, self._workload(uid), touched)
+            destinations |= self._settle_workload(uid, touched)
         for name, required in self._required.changed():
             touched[(AUTHORIZATION, name)] = required
+        for name in sorted(destinations):
+            self._settle(DestinationOf(name), (self._destination(name, touched), ()), touched)
         return self._commit(touched, dirt.forced)
+
+    def _settle_service(self, ref: Ref, touched: _Touched) -> set[str]:
+        """Returns the destinations that may be others now."""
+        before = self._outputs.get(ref, ())
+        outcome = self._service(ref)
+        self._settle(ref, outcome, touched)
+        routes = [each for each in outcome[0] if each.type_url == SERVICE_ROUTES]
+        names = {key[1] for key in (*before, *self._outputs.get(ref, ())) if key[0] == ADDRESS}
+        return {name for name in names if name in self.reach} | self.reach.put(ref, routes)
+
+    def _settle_workload(self, uid: str, touched: _Touched) -> set[str]:
+        """Returns the destinations that name workloads of a service it was or is in."""
+        before = self.resources[ADDRESS].get(uid)
+        self._settle(uid, self._workload(uid), touched)
+        services = {name for each in (before, touched.get((ADDRESS, uid))) if each for name in each.services}
+        return services & self._with_endpoints
 
     def _settle(
         self,
         unit: _Unit,
         outcome: tuple[list[Resource], tuple[Note, ...]],
-        touched: dict[_ResourceKey, Resource | None],
+        touched: _Touched,
     ) -> None:
         made, notes = outcome
         self.compiled += 1
@@ -206,7 +250,7 @@ class Registry:
         if notes:
             self._notes[unit] = notes
 
-    def _commit(self, touched: dict[_ResourceKey, Resource | None], forced: set[str]) -> Delta:
+    def _commit(self, touched: _Touched, forced: set[str]) -> Delta:
         upserts: list[Resource] = []
         removed: list[_ResourceKey] = []
         for key, new in sorted(touched.items(), key=lambda item: item[0]):
@@ -301,18 +345,19 @@ class Registry:
             )
             made.append(compile_service(service, around))
             if enrolment.bound:
-                made.append(self._routes(service, host, enrolment))
+                made.append(self._routes(service, host, addresses, enrolment))
         return made, tuple(notes)
 
-    def _routes(self, service: Service | ServiceEntry, host: str, enrolment: Enrolment) -> Resource:
+    def _routes(
+        self, service: Service | ServiceEntry, host: str, addresses: tuple[str, ...], enrolment: Enrolment
+    ) -> Resource:
         ref = service.meta.ref
-        routes = routes_on(self.index, ref, {gateway.namespace for gateway in enrolment.bound})
+        waypoints = tuple(f"{each.namespace}/{each.name}" for each in enrolment.bound)
+        at = ServiceHost(ref, host, frozenset(each.namespace for each in enrolment.bound))
         return compile_routes(
-            ServedService(
-                ref.namespace, host, tuple(f"{each.namespace}/{each.name}" for each in enrolment.bound)
-            ),
-            attach(ref, ports_of(service), host, routes).ports,
-            resolver(self.index),
+            ServedService(ref.namespace, host, waypoints, addresses),
+            attach(self.index, at, ports_of(service), candidates_on(self.index, at)).ports,
+            Resolvers(resolver(self.index), Destinations(self.index, at.waypoint_namespaces).resolve),
         )
 
     def enrolling(self, service: Service | ServiceEntry) -> Enrolling:
@@ -372,6 +417,65 @@ class Registry:
             if own is not None
             else self._namespace_labels(service.meta.namespace).get(keys.INGRESS_USE_WAYPOINT)
         )
+
+    # -- destinations --
+
+    def _destination(self, name: str, touched: _Touched) -> list[Resource]:
+        """One for each namespace with a waypoint that sends to the service."""
+        self._with_endpoints.discard(name)
+        waypoints = self.reach.waypoints(name)
+        owner = self.index.owner_of(name)
+        service = self.index.service(owner) if owner is not None else None
+        if not waypoints or service is None:
+            return []
+        namespace, _, hostname = name.partition("/")
+        endpoints: tuple[Endpoint, ...] | None = None
+        made: list[Resource] = []
+        for waypoint_namespace, members in waypoints.items():
+            rules = self.index.rules.effective(hostname, namespace, waypoint_namespace)
+            if needs_endpoints(rules.policies, rules.subsets):
+                self._with_endpoints.add(name)
+                endpoints = self._endpoints(name, service, touched) if endpoints is None else endpoints
+            made.append(
+                compile_destination(
+                    Treated(
+                        namespace,
+                        hostname,
+                        waypoint_namespace,
+                        members,
+                        rules.policies,
+                        rules.subsets,
+                        self._scope(service),
+                        isinstance(service, ServiceEntry) and service.resolution is Resolution.NONE,
+                        endpoints or (),
+                    )
+                )
+            )
+        return made
+
+    def _endpoints(
+        self, name: str, service: Service | ServiceEntry, touched: _Touched
+    ) -> tuple[Endpoint, ...]:
+        found: list[Endpoint] = []
+        for uid in sorted(self.index.members(service.meta.ref, service)):
+            key = (ADDRESS, uid)
+            compiled = touched[key] if key in touched else self.resources[ADDRESS].get(uid)
+            if compiled is not None and name in compiled.services:
+                found.append(Endpoint(uid, self._place_labels(self.index.sources[uid])))
+        return tuple(found)
+
+    def _place_labels(self, source: WorkloadSource) -> Mapping[str, str]:
+        """Its labels, and where it is in the words of labels."""
+        place = self._locality(source)
+        places = {
+            keys.NETWORK: self._network(source),
+            keys.CLUSTER: source.cluster or self._settings.cluster_id,
+            keys.REGION: place.region,
+            keys.ZONE: place.zone,
+            keys.SUBZONE: place.subzone,
+            keys.HOSTNAME: source.node,
+        }
+        return {**source.labels, **{key: value for key, value in places.items() if value}}
 
     # -- workloads --
 

@@ -6,8 +6,10 @@ Invariants
 * A policy is sent before addresses that may list it, and withdrawn after them: a node proxy denies what
   lists a policy it does not know.
 * The first request of a type is always answered, if need be with nothing.
-* A waypoint is told of its own services' routes only, after the addresses that they lead to; a service that
-  goes to another waypoint is a removal for this one.
+* A waypoint is told of its own services' routes only, after the addresses and destinations that they lead to;
+  a service that goes to another waypoint is a removal for this one. Destinations go after the routes to them.
+* The registry has a destination for each namespace of waypoints; a waypoint knows its own by the service's
+  name.
 """
 
 from __future__ import annotations
@@ -16,7 +18,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
-from config.compile.resource import ADDRESS, AUTHORIZATION, WAYPOINT_TYPES, Delta, Resource, TypeUrl
+from config.compile.destinations import destination_name
+from config.compile.resource import (
+    ADDRESS,
+    AUTHORIZATION,
+    DESTINATION,
+    SERVICE_ROUTES,
+    WAYPOINT_TYPES,
+    Delta,
+    Resource,
+    TypeUrl,
+)
 from config.errors import TooManySubscriptions
 from config.xds.messages import EVERYTHING
 from proto.envoy import discovery_pb2 as pb
@@ -95,7 +107,10 @@ class ServerState:
         watch = Watch(is_wildcard, is_scoped)
         self.watches[request.type_url] = watch
         present = self._view.resources.get(TypeUrl(request.type_url), {})
-        retained = request.initial_resource_versions
+        retained = {
+            self._own_name(request.type_url, name): version
+            for name, version in request.initial_resource_versions.items()
+        }
         if is_scoped:
             present = {name: each for name, each in present.items() if self._waypoint in each.waypoints}
             watch.held = set(retained)
@@ -106,9 +121,9 @@ class ServerState:
             watch.removed = {name for name in retained if name not in present}
             return
         self._subscribe(watch, request)
-        for name in retained:
+        for name, version in retained.items():
             self._ask(watch, name)
-            if retained[name]:
+            if version:
                 watch.held.add(name)
         watch.upserts |= {resource.name for resource in self._view.on_node(self._node)}
 
@@ -200,11 +215,26 @@ class ServerState:
                 return self._respond(ADDRESS, addresses, system_version, with_removals=True)
         if addresses is not None and (addresses.upserts or addresses.must_answer):
             return None  # routes lead to addresses
+        return self._next_of_waypoint(system_version)
+
+    def _next_of_waypoint(self, system_version: str) -> pb.DeltaDiscoveryResponse | None:
+        routes, destinations = self.watches.get(SERVICE_ROUTES), self.watches.get(DESTINATION)
         for type_url in WAYPOINT_TYPES:
-            routes = self.watches.get(type_url)
-            if routes is not None and routes.has_news and not routes.in_flight:
-                return self._respond(type_url, routes, system_version, with_removals=True)
+            watch = self.watches.get(type_url)
+            if watch is None or watch.in_flight:
+                continue
+            if watch is routes and destinations is not None and destinations.upserts:
+                continue  # routes lead to destinations, and their subsets
+            is_removal_safe = watch is not destinations or not _is_busy(routes)
+            if watch.upserts or watch.must_answer or (watch.removed and is_removal_safe):
+                return self._respond(type_url, watch, system_version, with_removals=is_removal_safe)
         return None
+
+    def _own_name(self, type_url: str, name: str) -> str:
+        """What the registry calls a resource that the client has."""
+        if type_url != DESTINATION:
+            return name
+        return destination_name(self._waypoint.partition("/")[0], name)
 
     def _respond(
         self, type_url: str, watch: Watch, system_version: str, *, with_removals: bool
@@ -215,13 +245,15 @@ class ServerState:
         )
         if watch.is_wildcard:
             present = self._view.resources.get(TypeUrl(type_url), {})
-            response.resources.extend(_encode(present[name]) for name in sorted(watch.upserts))
+            response.resources.extend(
+                _encode(present[name], name=_client_name(type_url, name)) for name in sorted(watch.upserts)
+            )
             removed = watch.removed if with_removals else set()
             if watch.is_scoped:
                 watch.held = (watch.held | watch.upserts) - removed
         else:
             removed = self._on_demand(watch, response)
-        response.removed_resources.extend(sorted(removed))
+        response.removed_resources.extend(sorted(_client_name(type_url, name) for name in removed))
         watch.upserts = set()
         watch.removed = watch.removed - removed
         watch.must_answer = False
@@ -252,6 +284,15 @@ class ServerState:
                 response.resources.append(_encode(resource, name=key))
         watch.held = (watch.held | chosen.keys()) - removed
         return removed
+
+
+def _is_busy(watch: Watch | None) -> bool:
+    return watch is not None and (watch.has_news or bool(watch.in_flight))
+
+
+def _client_name(type_url: str, name: str) -> str:
+    """What a client calls a resource of the registry."""
+    return name.partition("/")[2] if type_url == DESTINATION else name
 
 
 def _is_workload(resource: Resource) -> bool:

@@ -1,0 +1,43 @@
+"""Parts of waypoint.proto that several compilations write."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from google.protobuf.duration_pb2 import Duration
+
+from config.routing_rules import HeaderEdit
+from proto.mycelia import waypoint_pb2 as pb
+
+DEFAULT_ATTEMPTS: Final = 2
+DEFAULT_BACKOFF_MS: Final = 25
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where a reference leads: a service of the address book and its port, or why it leads nowhere."""
+
+    service: str = ""
+    port: int = 0
+    problem: str = ""
+
+
+def default_retries() -> pb.RetryPolicy:
+    """Istio's number and back-off. Its conditions may follow processing: none are named, and a waypoint then
+    repeats what is safe to repeat.
+    """
+    return pb.RetryPolicy(attempts=DEFAULT_ATTEMPTS, backoff=duration(DEFAULT_BACKOFF_MS))
+
+
+def duration(milliseconds: int) -> Duration:
+    return Duration(seconds=milliseconds // 1000, nanos=milliseconds % 1000 * 1_000_000)
+
+
+def header_changes(edit: HeaderEdit) -> pb.HeaderChanges:
+    fields = pb.HeaderChanges.Field
+    return pb.HeaderChanges(
+        set=[fields(name=name, value=value) for name, value in edit.set],
+        add=[fields(name=name, value=value) for name, value in edit.add],
+        remove=edit.remove,
+    )
