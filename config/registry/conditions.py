@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from config.kinds.gateway import WAYPOINT_CLASS
 from config.notes import Condition, Note, Reason
 from config.objects import (
+    DestinationRule,
     Gateway,
     GatewayClass,
     GrpcRoute,
@@ -21,13 +22,17 @@ from config.objects import (
     ServiceEntry,
     TcpRoute,
     TlsRoute,
+    VirtualService,
     WorkloadEntry,
 )
-from config.registry.attachment import attach, ports_of, routes_on, speaks_of, unresolved
+from config.registry.attachment import attach, candidates_on, ports_of, speaks_of, unresolved
 from config.registry.object_index import WAYPOINT_SERVICE
 from config.registry.registry import Registry
 from config.registry.requirement_conditions import requirement_conditions
 from config.registry.route_index import backends_of, parent_key
+from config.registry.rule_conditions import of_destination_rule
+from config.registry.virtual_attachment import ServiceHost
+from config.registry.virtual_conditions import of_virtual_service
 from config.registry.waypoints import CLASS_REF, Enrolment
 from config.routing_rules import ParentRef
 
@@ -51,6 +56,10 @@ def conditions(registry: Registry) -> list[Condition]:
                 found.append(Condition(ref, "Accepted", is_true=True, reason=Reason.ACCEPTED, message=text))
             case HttpRoute() | GrpcRoute() | TcpRoute() | TlsRoute() as route:
                 found += _of_route(registry, route)
+            case VirtualService() as virtual:
+                found += of_virtual_service(registry, virtual)
+            case DestinationRule() as rule:
+                found += of_destination_rule(registry, rule)
             case _:
                 pass
     return found
@@ -176,13 +185,13 @@ def _acceptance(
     refused = sorted(_unsupported_rules(route))
     if refused and len(refused) == len(route.rules):
         return Reason.UNSUPPORTED_VALUE, _refused_text(route, refused)
-    routes = routes_on(registry.index, key, namespaces)
     lost: dict[int, tuple[Reason, str]] = {}
     won: set[int] = set()
     for host in registry.index.hosts_of(service):
+        at = ServiceHost(key, host, frozenset(namespaces))
         refusals = {
             each.port: (each.reason, each.text)
-            for each in attach(key, ports, host, routes).refusals
+            for each in attach(registry.index, at, ports, candidates_on(registry.index, at)).refusals
             if each.route == route.meta.ref
         }
         lost |= refusals

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from textwrap import dedent
 
-from config.compile.resource import ADDRESS, AUTHORIZATION, SERVICE_ROUTES, Delta
+from config.compile.resource import ADDRESS, AUTHORIZATION, DESTINATION, SERVICE_ROUTES, Delta
 from config.findings import Severity
 from config.objects import MeshObject, Ref
 from config.registry.conditions import conditions
@@ -87,6 +87,14 @@ class Mesh:
     def routes(self, name: str) -> waypoint_pb2.ServiceRoutes:
         """By resource name `<namespace>/<hostname>`."""
         return waypoint_pb2.ServiceRoutes.FromString(self.registry.resources[SERVICE_ROUTES][name].payload)
+
+    def destination(self, name: str, *, waypoints: str = "shop") -> waypoint_pb2.Destination:
+        """By `<namespace>/<hostname>`, as waypoints of a namespace see it."""
+        payload = self.registry.resources[DESTINATION][f"{waypoints}/{name}"].payload
+        return waypoint_pb2.Destination.FromString(payload)
+
+    def destinations(self) -> list[str]:
+        return sorted(self.registry.resources[DESTINATION])
 
     def http_rules(self, name: str = "shop/web.shop.svc.cluster.local") -> list[waypoint_pb2.HttpRule]:
         """Of the only port."""

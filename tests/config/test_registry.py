@@ -7,10 +7,19 @@ from collections.abc import Mapping
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from config.compile.resource import ADDRESS, AUTHORIZATION, SERVICE_ROUTES, Delta, Resource, version_of
+from config.compile.resource import (
+    ADDRESS,
+    AUTHORIZATION,
+    DESTINATION,
+    SERVICE_ROUTES,
+    Delta,
+    Resource,
+    version_of,
+)
 from config.objects import (
     AllowedFrom,
     AuthorizationPolicy,
+    DestinationRule,
     Endpoint,
     EndpointSlice,
     EntryPort,
@@ -41,6 +50,7 @@ from config.objects import (
     TcpRoute,
     TlsRoute,
     TrafficScope,
+    VirtualService,
     WorkloadEntry,
 )
 from config.registry.conditions import conditions
@@ -61,6 +71,26 @@ from config.routing_rules import (
     StreamRule,
 )
 from config.settings import MeshSettings
+from config.traffic_policies import (
+    Balancing,
+    Budget,
+    LocalitySetting,
+    Outliers,
+    Policy,
+    PolicySet,
+    Subset,
+)
+from config.virtual_routes import (
+    Delegate,
+    HttpPart,
+    RequestMatch,
+    StreamPart,
+    TextKind,
+    TextMatch,
+    WeightedTarget,
+)
+from config.virtual_routes import Mirror as VirtualMirror
+from config.virtual_routes import Target as HostTarget
 from proto.istio import workload_pb2 as pb
 from tests.config.support import Mesh, entry, istio, namespace, pod, service
 
@@ -290,9 +320,63 @@ mesh_objects: st.SearchStrategy[MeshObject] = st.one_of(
         rules=st.builds(StreamRule, backends=backend_refs.map(lambda ref: (ref,))).map(lambda rule: (rule,)),
     ),
 )
+hosts_written = st.sampled_from(
+    ["a", "a.shop.svc.cluster.local", "*.shop.svc.cluster.local", "x.example", "b"]
+)
+targets = st.builds(
+    HostTarget, host=hosts_written, subset=st.sampled_from(["", "", "v1"]), port=st.sampled_from([0, 80])
+)
+http_parts = st.builds(
+    HttpPart,
+    matches=st.sampled_from(
+        [(), (RequestMatch(uri=TextMatch(TextKind.PREFIX, "/a")),), (RequestMatch(port=81),)]
+    ),
+    targets=targets.map(lambda target: (WeightedTarget(target, 1),)),
+    delegate=st.none() | st.builds(Delegate, namespace=spaces, name=names),
+    mirrors=st.none() | targets.map(lambda target: (VirtualMirror(target),)),
+)
+policies = st.builds(
+    Policy,
+    balancing=st.none()
+    | st.builds(
+        Balancing,
+        locality=st.sampled_from([None, LocalitySetting(priorities=("app=web",)), LocalitySetting(False)]),
+    ),
+    outliers=st.sampled_from([None, Outliers()]),
+    tls=st.sampled_from(["", "tls mode SIMPLE"]),
+)
+policy_sets = st.builds(
+    PolicySet, general=policies, ports=st.sampled_from([{}, {80: Policy(budget=Budget())}])
+)
+traffic = st.one_of(
+    st.builds(
+        VirtualService,
+        metas(Kind.VIRTUAL_SERVICE),
+        hosts=st.lists(hosts_written, max_size=2, unique=True).map(tuple),
+        is_for_mesh=st.sampled_from([True, True, False]),
+        http=st.lists(http_parts, max_size=2).map(tuple),
+        tcp=st.sampled_from(
+            [(), (StreamPart(targets=(WeightedTarget(HostTarget("b.shop.svc.cluster.local"), 1),)),)]
+        ),
+        export_to=st.sampled_from([(), (".",)]),
+    ),
+    st.builds(
+        DestinationRule,
+        metas(Kind.DESTINATION_RULE),
+        host=hosts_written,
+        policies=policy_sets,
+        has_policies=st.booleans(),
+        subsets=st.sampled_from(
+            [(), (Subset("v1", {"app": "web"}),), (Subset("v2"), Subset("v1", {"tier": "x"}))]
+        ),
+        export_to=st.sampled_from([(), (".",)]),
+        is_for_workloads=st.sampled_from([False, False, True]),
+    ),
+)
+any_objects = st.one_of(mesh_objects, traffic)
 captures = st.sets(st.tuples(spaces, names), max_size=3)
 steps = st.one_of(
-    st.tuples(st.just("put"), st.lists(mesh_objects, min_size=1, max_size=2)),
+    st.tuples(st.just("put"), st.lists(any_objects, min_size=1, max_size=2)),
     st.tuples(st.just("remove"), st.lists(st.integers(0, 50), min_size=1, max_size=3)),
     st.tuples(st.just("capture"), st.tuples(nodes, captures)),
 )
@@ -302,7 +386,12 @@ class Client:
     """What a node proxy holds after the deltas it was sent."""
 
     def __init__(self) -> None:
-        self.held: dict[str, dict[str, Resource]] = {ADDRESS: {}, AUTHORIZATION: {}, SERVICE_ROUTES: {}}
+        self.held: dict[str, dict[str, Resource]] = {
+            ADDRESS: {},
+            AUTHORIZATION: {},
+            SERVICE_ROUTES: {},
+            DESTINATION: {},
+        }
 
     def take(self, delta: Delta) -> None:
         for resource in delta.upserts:
@@ -312,7 +401,7 @@ class Client:
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.lists(mesh_objects, min_size=5, max_size=25), st.lists(steps, min_size=1, max_size=8))
+@given(st.lists(any_objects, min_size=5, max_size=25), st.lists(steps, min_size=1, max_size=8))
 def test_any_sequence_of_changes_ends_where_the_final_objects_alone_lead(
     beginning: list[MeshObject], changes: list[tuple[str, object]]
 ) -> None:

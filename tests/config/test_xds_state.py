@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import pytest
 
-from config.compile.resource import ADDRESS, AUTHORIZATION, SERVICE_ROUTES, Delta
+from config.compile.resource import ADDRESS, AUTHORIZATION, DESTINATION, SERVICE_ROUTES, Delta
 from config.errors import TooManySubscriptions
 from config.settings import MeshSettings
 from config.xds import server_state
@@ -371,7 +371,7 @@ class Waypoint(Pair):
     """A replica of shop/wp."""
 
     def reconnect(self) -> None:
-        types = (ADDRESS, AUTHORIZATION, SERVICE_ROUTES)
+        types = (ADDRESS, AUTHORIZATION, SERVICE_ROUTES, DESTINATION)
         info = NodeInfo.of_waypoint("n1", "shop/wp")
         known = self.client.known if hasattr(self, "server") else {}
         self.client = ClientState(info, types, self.handler, known=known)
@@ -399,9 +399,9 @@ def with_waypoints(*texts: str) -> Waypoint:
 def test_a_waypoint_hears_of_its_own_services_after_addresses() -> None:
     pair = with_waypoints(bound("web"), bound("db", "istio.io/use-waypoint: b"), bound("free", ""))
     responses = pair.settle()
-    assert [each.type_url for each in responses] == [AUTHORIZATION, ADDRESS, SERVICE_ROUTES]
-    assert names(responses[2]) == ["shop/web.shop.svc.cluster.local"]
-    assert not responses[2].resources[0].aliases
+    assert [each.type_url for each in responses] == [AUTHORIZATION, ADDRESS, DESTINATION, SERVICE_ROUTES]
+    assert names(responses[2]) == names(responses[3]) == ["shop/web.shop.svc.cluster.local"]
+    assert not responses[3].resources[0].aliases
 
 
 def test_a_service_that_goes_to_another_waypoint_is_a_removal_for_this_one() -> None:
@@ -424,6 +424,43 @@ def test_a_waypoint_that_comes_back_hears_what_changed_only() -> None:
     pair.mesh.apply(service("old", "ports: [{port: 81}]", labels=USES_WP))
     pair.reconnect()
     assert pair.told() == [(["shop/old"], ["shop/db"])]
+
+
+def leading_to(name: str) -> str:
+    """A VirtualService of web."""
+    return istio(
+        "VirtualService", "vs", f"{{hosts: [web], http: [{{route: [{{destination: {{host: {name}}}}}]}}]}}"
+    )
+
+
+def test_destinations_come_before_the_routes_to_them_and_go_after_them() -> None:
+    pair = with_waypoints(bound("web"), bound("v1", ""), bound("v2", ""), leading_to("v1"))
+    pair.settle()
+    pair.change(pair.mesh.apply(leading_to("v2")))
+    told = [
+        (
+            each.type_url,
+            [name.partition(".")[0] for name in names(each)],
+            [name.partition(".")[0] for name in each.removed_resources],
+        )
+        for each in pair.settle()
+    ]
+    assert told == [
+        (DESTINATION, ["shop/v2"], []),
+        (SERVICE_ROUTES, ["shop/web"], []),
+        (DESTINATION, [], ["shop/v1"]),
+    ]
+
+
+def test_a_waypoint_calls_destinations_by_the_service_also_when_it_comes_back() -> None:
+    pair = with_waypoints(bound("web"), bound("v1", ""), leading_to("v1"))
+    pair.settle()
+    pair.mesh.apply(
+        istio("DestinationRule", "v1", "{host: v1, trafficPolicy: {loadBalancer: {simple: RANDOM}}}")
+    )
+    pair.reconnect()
+    (told,) = [names(each) for each in pair.settle() if each.type_url == DESTINATION]
+    assert told == ["shop/v1.shop.svc.cluster.local"]
 
 
 def test_a_node_proxy_is_told_no_routes() -> None:
