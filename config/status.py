@@ -5,17 +5,21 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Final
 
 from google.protobuf import json_format
 from google.protobuf.message import Message
 
+from config import keys
 from config.compile.resource import ADDRESS, AUTHORIZATION, DESTINATION, SERVICE_ROUTES, Resource, TypeUrl
 from config.control_plane import ControlPlane
 from config.findings import Problem, Severity
 from config.kinds.gateway import WAYPOINT_CLASS
 from config.notes import Condition, Note
-from config.objects import Ref
+from config.objects import Gateway, Ref
+from config.registry.waypoints import traffic_type
+from config.registry.workload_source import WorkloadSource
 from config.xds.server import Client
 from config.xds.server_state import Watch
 from proto.istio import authorization_pb2, workload_pb2
@@ -169,6 +173,7 @@ def nodes_json(plane: ControlPlane) -> Json:
                 "is_connected": attendance is not None,
                 "address": attendance.peer if attendance is not None else "",
                 "workloads": workloads,
+                "waypoints": [asdict(each) for each in book.waypoints(node)],
             }
         )
     return {"nodes": nodes, "save_problem": plane.nodes.save_problem}
@@ -193,10 +198,62 @@ def _decoded(resource: Resource) -> object:
 
 
 def waypoints_json(plane: ControlPlane) -> Json:
-    """Every waypoint: its workloads, and how many services go through it."""
-    serving: Counter[str] = Counter()
+    """Every waypoint: what it is for, its workloads and what their nodes say, the services through it."""
+    serving: dict[str, list[str]] = {}
     for resource in plane.registry.resources[SERVICE_ROUTES].values():
-        serving.update(resource.waypoints)
+        for name in resource.waypoints:
+            serving.setdefault(name, []).append(resource.name)
+    found: dict[Ref, list[Condition]] = {}
+    for condition in plane.conditions():
+        found.setdefault(condition.ref, []).append(condition)
+    index = plane.registry.index
+    return [
+        _waypoint(plane, gateway, found.get(ref, ()), serving.get(f"{ref.namespace}/{ref.name}", ()))
+        for ref in sorted(index.objects)
+        if (gateway := index.gateway(ref)) is not None and gateway.class_name == WAYPOINT_CLASS
+    ]
+
+
+def _waypoint(
+    plane: ControlPlane, gateway: Gateway, conditions: Sequence[Condition], services: Sequence[str]
+) -> Json:
+    index, ref = plane.registry.index, gateway.meta.ref
+    sourced = plane.sourced.get(ref)
+    return {
+        "namespace": ref.namespace,
+        "name": ref.name,
+        "revision": gateway.meta.labels.get(keys.REVISION, ""),
+        "traffic": traffic_type(index, gateway),
+        "file": sourced.file if sourced is not None else "",
+        "ready": index.replicas(ref).ready,
+        "workloads": [_replica(plane, source) for source in index.replica_sources(ref)],
+        "services": sorted(services),
+        "conditions": [_condition(each) for each in conditions],
+    }
+
+
+def _replica(plane: ControlPlane, source: WorkloadSource) -> Json:
+    index = plane.registry.index
+    word = index.word_of(source)
+    running = {each.place: each for each in plane.nodes.book.waypoints(source.node)}
+    process = running.get((source.namespace, source.name))
+    return {
+        "name": source.name,
+        "node": source.node,
+        "addresses": list(source.addresses),
+        "service_account": source.service_account,
+        "is_ready": index.is_ready(source),
+        # Empty: no node agent has a say in it.
+        "said": word.text if word is not None else "",
+        "pid": process.pid if process is not None else 0,
+        "metrics_port": process.metrics_port if process is not None else 0,
+    }
+
+
+def _waypoint_counts(plane: ControlPlane) -> Json:
+    serving = Counter(
+        name for each in plane.registry.resources[SERVICE_ROUTES].values() for name in each.waypoints
+    )
     index = plane.registry.index
     return [
         {
@@ -222,7 +279,7 @@ def summary_json(plane: ControlPlane) -> Json:
         "warnings": sum(each.severity is Severity.WARNING for each in problems),
         "xds_clients": sum(1 for _ in plane.xds.clients),
         "nodes_connected": len(plane.nodes.attending),
-        "waypoints": waypoints_json(plane),
+        "waypoints": _waypoint_counts(plane),
         "resources": {url: len(held) for url, held in plane.registry.resources.items()},
     }
 
@@ -267,6 +324,7 @@ def status_routes(plane: ControlPlane) -> dict[tuple[str, str], Handler]:
         ("GET", "/problems"): page(lambda _: problems_json(plane)),
         ("GET", "/clients"): page(lambda _: clients_json(plane)),
         ("GET", "/nodes"): page(lambda _: nodes_json(plane)),
+        ("GET", "/waypoints"): page(lambda _: waypoints_json(plane)),
         ("GET", "/addresses"): page(
             lambda request: resources_json(plane, ADDRESS, request.query.get("name", ""))
         ),

@@ -31,6 +31,7 @@ class Surroundings:
     policies: tuple[str, ...] = ()
     waypoint: pb.GatewayAddress | None = None
     is_captured: bool = False
+    is_ready: bool = True
 
 
 def compile_workload(source: WorkloadSource, around: Surroundings, settings: MeshSettings) -> Resource:
@@ -52,7 +53,7 @@ def compile_workload(source: WorkloadSource, around: Surroundings, settings: Mes
         workload_type=pb.POD,
         workload_name=source.workload_name,
         authorization_policies=around.policies,
-        status=pb.HEALTHY if source.is_ready else pb.UNHEALTHY,
+        status=pb.HEALTHY if around.is_ready else pb.UNHEALTHY,
         cluster_id=source.cluster or settings.cluster_id,
         network_mode=pb.HOST_NETWORK if source.is_host_network else pb.STANDARD,
         waypoint=around.waypoint,

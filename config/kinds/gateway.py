@@ -141,7 +141,11 @@ class Gateway(Manifest):
                 )
             ]
         tunnel = self._tunnel_listener()
-        return traffic_remarks(self.metadata.labels) + [
+        remarks = traffic_remarks(self.metadata.labels)
+        if keys.REVISION in self.metadata.labels:
+            text = "has no effect here: this control plane takes Gateways of every revision"
+            remarks.append((f"metadata.labels[{keys.REVISION}]", text))
+        return remarks + [
             (
                 f"spec.listeners[{index}]",
                 f"UnsupportedProtocol: found {each.protocol} on port {each.port}; a waypoint has one "

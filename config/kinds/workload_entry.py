@@ -92,6 +92,9 @@ class WorkloadEntry(Manifest):
         if not self.spec.address and not self.spec.network:
             complain("spec.address is missing; allowed: an IP address (without one, a network is needed)")
         self.check_requirement(self.spec.labels, "spec.labels")
+        run = self.metadata.annotations.get(keys.RUN_WAYPOINT, "true")
+        if run not in ("true", "false"):
+            complain(f'metadata.annotations[{keys.RUN_WAYPOINT}]: found "{run}"; allowed: "true", "false"')
         for text in self._further_texts():
             if parse_ip(text) is None:
                 complain(

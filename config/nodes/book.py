@@ -10,10 +10,13 @@ Invariants
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict
 from typing import Final
 
 from config.errors import ReportRejected, StateDamaged
 from config.kinds.schema import is_dns_label, is_dns_name, parse_ip
+from config.nodes.waypoints import RunningWaypoint
+from config.nodes.waypoints import orders as waypoint_orders
 from config.registry.capture import Attached, Decision, decide
 from config.registry.registry import Registry
 from proto.mycelia import node_pb2 as pb
@@ -26,6 +29,7 @@ MAX_ADDRESSES: Final = 64
 class NodeBook:
     def __init__(self) -> None:
         self._attached: dict[str, dict[str, Attached]] = {}  # node -> uid -> workload
+        self._waypoints: dict[str, tuple[RunningWaypoint, ...]] = {}
 
     def nodes(self) -> Iterator[str]:
         return iter(sorted(self._attached))
@@ -33,9 +37,15 @@ class NodeBook:
     def attached(self, node: str) -> Iterator[Attached]:
         return iter(self._attached.get(node, {}).values())
 
-    def report(self, node: str, workloads: Iterable[Attached]) -> None:
+    def waypoints(self, node: str) -> tuple[RunningWaypoint, ...]:
+        return self._waypoints.get(node, ())
+
+    def report(
+        self, node: str, workloads: Iterable[Attached], waypoints: Iterable[RunningWaypoint] = ()
+    ) -> None:
         """Takes the whole of what a node says."""
         self._attached[node] = {each.uid: each for each in workloads}
+        self._waypoints[node] = tuple(waypoints)
 
     def captured(self, node: str) -> set[tuple[str, str]]:
         """(namespace, name) of what the node has captured."""
@@ -49,6 +59,7 @@ class NodeBook:
         for attached, decision in sorted(self.decisions(node, registry), key=lambda pair: pair[0].uid):
             reason = "; ".join((decision.reason, *decision.problems))
             orders.orders.append(pb.Order(uid=attached.uid, capture=decision.capture, reason=reason))
+        orders.waypoints.extend(waypoint_orders(node, registry))
         return orders
 
     # ---- on disk ----
@@ -71,6 +82,10 @@ class NodeBook:
                 ]
                 for node, workloads in sorted(self._attached.items())
             },
+            "waypoints": {
+                node: [asdict(each) for each in waypoints]
+                for node, waypoints in sorted(self._waypoints.items())
+            },
         }
 
     @classmethod
@@ -81,8 +96,10 @@ class NodeBook:
             return book
         try:
             assert isinstance(data, dict)
+            running = data.get("waypoints", {})
             for node, workloads in data["nodes"].items():
-                book.report(node, [_restored(each) for each in workloads])
+                waypoints = [_restored_waypoint(each) for each in running.get(node, ())]
+                book.report(node, [_restored(each) for each in workloads], waypoints)
         except (KeyError, TypeError, AttributeError, AssertionError) as error:
             raise StateDamaged(
                 "the file of captured workloads is not of this program",
@@ -98,6 +115,15 @@ def _restored(data: Mapping[str, object]) -> Attached:
     texts = [data[key] for key in ("uid", "namespace", "name", "service_account", "problem")]
     uid, namespace, name, account, problem = (text for text in texts if isinstance(text, str))
     return Attached(uid, namespace, name, account, tuple(str(each) for each in addresses), captured, problem)
+
+
+def _restored_waypoint(data: Mapping[str, object]) -> RunningWaypoint:
+    pid, port = data["pid"], data["metrics_port"]
+    assert isinstance(pid, int)
+    assert isinstance(port, int)
+    texts = [data[key] for key in ("namespace", "workload", "state", "problem")]
+    namespace, workload, state, problem = (text for text in texts if isinstance(text, str))
+    return RunningWaypoint(namespace, workload, state, problem, pid, port)
 
 
 def read_report(report: pb.NodeReport) -> list[Attached]:

@@ -16,6 +16,7 @@ from config.calls import cancel_when_draining, next_message, send_message
 from config.compile.resource import Delta
 from config.errors import ReportRejected, StateUnwritable
 from config.nodes.book import NodeBook, read_report
+from config.nodes.waypoints import read_waypoints, words
 from config.registry.registry import Registry
 from config.state_files import SAVE_RETRY_S, read_json, write_json
 from proto.mycelia import node_pb2 as pb
@@ -80,7 +81,7 @@ class NodeService:
         """Takes up what nodes said before this process started. Raises StateDamaged."""
         self.book = NodeBook.restore(read_json(self._file))
         for node in self.book.nodes():
-            self._on_delta(self._registry.set_captured(node, self.book.captured(node)))
+            self._tell(node)
 
     def registry_changed(self) -> None:
         """Lets agents know if their orders are others now. Never blocks."""
@@ -106,24 +107,33 @@ class NodeService:
     async def _take_report(self, message: bytes, attendance: Attendance) -> None:
         try:
             report = pb.NodeReport.FromString(message)
-            workloads = read_report(report)
+            workloads, waypoints = read_report(report), read_waypoints(report)
         except DecodeError as error:
             raise GrpcError(GrpcStatus.INVALID_ARGUMENT, "the report cannot be decoded") from error
         except ReportRejected as error:
             raise GrpcError(GrpcStatus.INVALID_ARGUMENT, error.text) from error
         require_node(report.node, attendance.node)
         before = self.book.captured(attendance.node)
-        self.book.report(attendance.node, workloads)
+        self.book.report(attendance.node, workloads, waypoints)
         self._reports += 1
         # On disk first: what others were told must outlive this process.
         await self._save()
         captured = self.book.captured(attendance.node)
-        self._on_delta(self._registry.set_captured(attendance.node, captured))
+        self._tell(attendance.node)
         for place in sorted(captured ^ before):
             event = "workload_captured" if place in captured else "workload_released"
             log.info(event, node=attendance.node, namespace=place[0], name=place[1])
         attendance.is_owed = True
         attendance.wake.set()
+
+    def _tell(self, node: str) -> None:
+        """Takes the node's word into the registry, and what that changes to the data plane."""
+        for delta in (
+            self._registry.set_captured(node, self.book.captured(node)),
+            self._registry.waypoints_said(node, words(self.book.waypoints(node))),
+        ):
+            if delta:
+                self._on_delta(delta)
 
     async def keep_saved(self) -> None:
         """Tries again what could not be written, until cancelled."""

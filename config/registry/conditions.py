@@ -33,6 +33,7 @@ from config.registry.route_index import backends_of, parent_key
 from config.registry.rule_conditions import of_destination_rule
 from config.registry.virtual_attachment import ServiceHost
 from config.registry.virtual_conditions import of_virtual_service
+from config.registry.waypoint_processes import troubles
 from config.registry.waypoints import CLASS_REF, Enrolment
 from config.routing_rules import ParentRef
 
@@ -110,13 +111,17 @@ def _of_gateway(registry: Registry, gateway: Gateway) -> Iterator[Condition]:
     text = "one HBONE listener on port 15008"
     yield Condition(ref, "Accepted", is_true=True, reason=Reason.ACCEPTED, message=text)
     replicas = registry.index.replicas(ref)
+    sources = registry.index.replica_sources(ref)
+    trouble = "; ".join(troubles((source, registry.index.word_of(source)) for source in sources))
     is_elsewhere = bool(gateway.hostname or gateway.addresses) and not replicas.known
     if replicas.ready:
         text = f"{replicas.ready} of {replicas.known} workloads are ready"
+        text += f" ({trouble})" if trouble else ""
     elif is_elsewhere:
         text = "its status names an address; none of its workloads is known here"
     elif replicas.known:
         text = f"none of its {replicas.known} workloads is ready"
+        text += f" ({trouble})" if trouble else ""
     else:
         text = f"no workload has the label gateway.networking.k8s.io/gateway-name={ref.name}"
     is_up = bool(replicas.ready) or is_elsewhere

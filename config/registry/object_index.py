@@ -7,7 +7,7 @@ objects of a batch can come in any order.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final, TypeVar
 
@@ -33,6 +33,7 @@ from config.registry.route_index import RouteIndex
 from config.registry.rule_index import RuleIndex
 from config.registry.selectors import EVERYWHERE, LabelIndex, Labels, SelectorIndex
 from config.registry.virtual_index import VirtualIndex
+from config.registry.waypoint_processes import ALL, WaypointWord, WaypointWords, gateway_of
 from config.registry.waypoints import CLASS_REF, Replicas
 from config.registry.workload_source import WorkloadSource
 from config.settings import MeshSettings
@@ -82,6 +83,7 @@ class ObjectIndex:
         self.virtual = VirtualIndex(settings.cluster_domain)
         self.rules = RuleIndex(settings, self.objects.get)
         self._replicas: dict[Place, set[str]] = {}  # waypoint -> its workloads
+        self._words = WaypointWords()
         # Address -> Services and ServiceEntries that name it themselves.
         self._services_at: dict[str, set[Ref]] = {}
         self._labels: LabelIndex[str] = LabelIndex()
@@ -119,21 +121,34 @@ class ObjectIndex:
         return found if isinstance(found, objects.GatewayClass) else None
 
     def replicas(self, gateway: Ref) -> Replicas:
+        sources = self.replica_sources(gateway)
+        return Replicas(len(sources), sum(self.is_ready(source) for source in sources))
+
+    def replica_sources(self, gateway: Ref) -> list[WorkloadSource]:
         uids = self._replicas.get((gateway.namespace, gateway.name), ())
-        return Replicas(len(uids), sum(self.sources[uid].is_ready for uid in uids))
+        return [self.sources[uid] for uid in sorted(uids)]
+
+    def word_of(self, source: WorkloadSource) -> WaypointWord | None:
+        """What the node of a waypoint's workload says of it; None where it has no say."""
+        place = gateway_of(source)
+        return self._words.of(source, self.gateway(place)) if place is not None else None
+
+    def is_ready(self, source: WorkloadSource) -> bool:
+        word = self.word_of(source)
+        return source.is_ready and (word is None or word.is_ready)
 
     def is_waypoint(self, source: WorkloadSource) -> bool:
         """Whether the workload is a replica of a waypoint; also while its Gateway is not there (yet)."""
-        place = _waypoint_of(source)
-        gateway = self.gateway(Ref(Kind.GATEWAY.value, *place)) if place is not None else None
-        return place is not None and (gateway is None or gateway.class_name == WAYPOINT_CLASS)
+        ref = gateway_of(source)
+        gateway = self.gateway(ref) if ref is not None else None
+        return ref is not None and (gateway is None or gateway.class_name == WAYPOINT_CLASS)
 
     def waypoint_accounts(self, gateway: Ref) -> set[str]:
         """The service accounts that a waypoint runs under: its workloads', else what its Gateway says."""
-        uids = self._replicas.get((gateway.namespace, gateway.name), ())
         found = self.gateway(gateway)
         said = found.meta.annotations.get(keys.GATEWAY_ACCOUNT) if found is not None else None
-        return {self.sources[uid].service_account for uid in uids} or {said or gateway.name}
+        accounts = {source.service_account for source in self.replica_sources(gateway)}
+        return accounts or {said or gateway.name}
 
     def waypoint_nodes(self, namespace: str, name: str) -> set[str]:
         return {self.sources[uid].node for uid in self._replicas.get((namespace, name), ())}
@@ -234,6 +249,15 @@ class ObjectIndex:
         return found
 
     # ---- changes ----
+
+    def waypoints_said(self, node: str, words: Mapping[Place, WaypointWord], dirt: Dirt) -> None:
+        """Takes all that a node says of the waypoints that it runs."""
+        changed = self._words.said(node, words)
+        for uid in self._sources_on.get(node, ()):
+            source = self.sources[uid]
+            if gateway_of(source) and (ALL in changed or (source.namespace, source.name) in changed):
+                dirt.workloads.add(uid)
+                self._waypoint_changed(source, dirt)
 
     def replace(self, ref: Ref, new: MeshObject | None, dirt: Dirt) -> None:
         """Files `new` in the place of what `ref` named; None removes it."""
@@ -478,16 +502,16 @@ class ObjectIndex:
             self._sources_of[owner] = uids
 
     def _waypoint_changed(self, source: WorkloadSource, dirt: Dirt) -> None:
-        place = _waypoint_of(source)
-        if place is not None:
-            dirt.gateways.add(Ref(Kind.GATEWAY.value, *place))
-            dirt.services.add(Ref(WAYPOINT_SERVICE, *place))
+        ref = gateway_of(source)
+        if ref is not None:
+            dirt.gateways.add(ref)
+            dirt.services.add(Ref(WAYPOINT_SERVICE, ref.namespace, ref.name))
 
     def _publish(self, source: WorkloadSource) -> None:
         uid = source.uid
-        place = _waypoint_of(source)
-        if place is not None:
-            self._replicas.setdefault(place, set()).add(uid)
+        ref = gateway_of(source)
+        if ref is not None:
+            self._replicas.setdefault((ref.namespace, ref.name), set()).add(uid)
         self._labels.put(uid, source.namespace, source.labels)
         self._sources_in.setdefault(source.namespace, set()).add(uid)
         self._sources_as.setdefault((source.namespace, source.service_account), set()).add(uid)
@@ -498,19 +522,13 @@ class ObjectIndex:
 
     def _withdraw(self, source: WorkloadSource) -> None:
         uid = source.uid
-        place = _waypoint_of(source)
-        if place is not None:
-            _discard(self._replicas, place, uid)
+        ref = gateway_of(source)
+        if ref is not None:
+            _discard(self._replicas, (ref.namespace, ref.name), uid)
         _discard(self._sources_in, source.namespace, uid)
         _discard(self._sources_as, (source.namespace, source.service_account), uid)
         _discard(self._sources_on, source.node, uid)
         _discard(self._sources_at, (source.namespace, source.name), uid)
-
-
-def _waypoint_of(source: WorkloadSource) -> Place | None:
-    """The waypoint that a workload is a replica of."""
-    name = source.labels.get(keys.GATEWAY_NAME, "")
-    return (source.namespace, name) if name and source.joins_by_labels else None
 
 
 def waypoint_service(gateway: MeshObject | None) -> Service | None:

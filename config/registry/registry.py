@@ -55,6 +55,7 @@ from config.registry.shared_policies import SharedPolicies
 from config.registry.target_ports import PortPairs, entry_ports, service_ports, slice_ports
 from config.registry.virtual_addresses import VirtualAddresses
 from config.registry.virtual_attachment import Destinations, ServiceHost
+from config.registry.waypoint_processes import WaypointWord, gateway_of
 from config.registry.waypoints import FOR_SERVICES, FOR_WORKLOADS, Enrolling, Enrolment, find_waypoint
 from config.registry.workload_source import Joining, WorkloadSource
 from config.settings import MeshSettings
@@ -135,6 +136,13 @@ class Registry:
             self._captured.setdefault(place, set()).add(node)
         for place in held ^ wanted:
             dirt.workloads |= {source.uid for source in self.index.sources_at(*place)}
+        return self._compile(dirt)
+
+    def waypoints_said(self, node: str, words: Mapping[Place, WaypointWord]) -> Delta:
+        """`words` are all that `node` says of the waypoints that it runs."""
+        dirt = Dirt()
+        self.index.waypoints_said(node, words, dirt)
+        self._gateways_changed(dirt)
         return self._compile(dirt)
 
     def _gateways_changed(self, dirt: Dirt) -> None:
@@ -493,9 +501,10 @@ class Registry:
         joined = list(self._joined(source, notes))
         required, looked = self._requirement(source, enrolment, joined)
         self._required.hold(uid, required)
-        self._look(uid, (*enrolment.looked, *looked))
+        of = gateway_of(source)
+        self._look(uid, (*enrolment.looked, *looked, *((of,) if of is not None else ())))
         around = Surroundings(
-            network=self._network(source),
+            network=self.network_of(source),
             locality=self._locality(source),
             services={name: each.ports for name, each in sorted(_by_name(joined), key=lambda pair: pair[0])},
             policies=(
@@ -503,6 +512,7 @@ class Registry:
                 *((required.name,) if required is not None else ()),
             ),
             waypoint=enrolment.address,
+            is_ready=self.index.is_ready(source),
             is_captured=self.captured(source) or (source.is_redirected and not source.is_host_network),
         )
         return [compile_workload(source, around, self._settings)], tuple(notes)
@@ -527,8 +537,6 @@ class Registry:
         ]
         made = requirement(Reached(source, labels, own, serving), self.index, self._settings)
         looked = [gateway for each in serving for gateway in each.enrolment.looked]
-        if of := source.labels.get(keys.GATEWAY_NAME):  # it is exempt if that is a waypoint
-            looked.append(Ref(Kind.GATEWAY.value, source.namespace, of))
         return made, tuple(looked)
 
     def _policies(self, source: WorkloadSource) -> tuple[str, ...]:
@@ -623,7 +631,7 @@ class Registry:
         root = self.index.namespace(self._settings.root_namespace)
         return (root.meta.labels.get(keys.NETWORK, "") if root else "") or self._settings.network
 
-    def _network(self, source: WorkloadSource) -> str:
+    def network_of(self, source: WorkloadSource) -> str:
         return (
             source.network
             or self._namespace_labels(source.namespace).get(keys.NETWORK, "")

@@ -69,6 +69,8 @@ class WorkloadSource:
     # Policies and waypoints of the namespace apply (they do not to what lies outside of the mesh).
     has_policies: bool = True
     may_have_waypoint: bool = True
+    # A waypoint's workload: its node's agent is to run it.
+    is_run_here: bool = True
 
     @property
     def joins_by_labels(self) -> bool:
@@ -129,6 +131,7 @@ def of_workload_entry(entry: WorkloadEntry, settings: MeshSettings) -> list[Work
             named_ports=endpoint.ports,
             weight=endpoint.weight,
             workload_name=_workload_name(meta),
+            is_run_here=meta.annotations.get(keys.RUN_WAYPOINT) != "false",
         )
     ]
 

@@ -488,7 +488,9 @@ def waypoint_documents(workload: Workload, namespace: str) -> list[Document]:
         },
     }
     label = {"gateway.networking.k8s.io/gateway-name": workload.name}
-    return [gateway, *workload_documents(workload, namespace, workload.name, label)]
+    account, entry = workload_documents(workload, namespace, workload.name, label)
+    entry["metadata"]["annotations"]["mycelia.io/run-waypoint"] = "false"  # the kit runs it, not the agent
+    return [gateway, account, entry]
 
 
 def service_document(
