@@ -476,7 +476,7 @@ class Registry:
         """Its labels, and where it is in the words of labels."""
         place = self._locality(source)
         places = {
-            keys.NETWORK: self._network(source),
+            keys.NETWORK: self.network_of(source),
             keys.CLUSTER: source.cluster or self._settings.cluster_id,
             keys.REGION: place.region,
             keys.ZONE: place.zone,
