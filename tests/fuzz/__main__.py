@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument("--corpus", type=Path, help="where interesting inputs are kept; a temporary folder")
     parser.add_argument("--replay", type=Path, help="run this input only")
     options = parser.parse_args()
-    with atheris.instrument_imports(include=["transport"]):
+    with atheris.instrument_imports(include=["transport", "waypoint"]):
         from tests.fuzz.targets import TARGETS, seeds  # noqa: PLC0415 - instrumented as they are imported
 
     if options.target not in TARGETS:

@@ -21,9 +21,15 @@ from transport.http2.hpack.decoder import Decoder
 from transport.http2.hpack.table import HpackError
 from transport.http2.settings import Http2Settings, Role
 from transport.http_path import NormalisedPath, PathNormalization, normalise
+from waypoint.worker.client_hello import MAX_CLIENT_HELLO, Peeked, server_name
 
 Target = Callable[[bytes], None]
 
+# TLS 1.2 with one cipher suite and the name a.b.
+CLIENT_HELLO: Final = (
+    b"\x16\x03\x01\x00\x3b\x01\x00\x00\x37\x03\x03" + bytes(32) + b"\x00\x00\x02\x13\x01\x01\x00"
+    b"\x00\x0c\x00\x00\x00\x08\x00\x06\x00\x00\x03a.b"
+)
 _SMALL: Final = Http2Settings(initial_window=66_000, connection_window=100_000, max_concurrent_streams=3)
 
 
@@ -103,11 +109,21 @@ def path(octets: bytes) -> None:
             assert b"//" not in once.path
 
 
+def client_hello(octets: bytes) -> None:
+    """No input raises, and what was said of a beginning is said of the whole."""
+    whole = server_name(octets)
+    assert whole is not Peeked.MORE or len(octets) < MAX_CLIENT_HELLO
+    for size in range(0, len(octets), max(len(octets) // 16, 1)):
+        beginning = server_name(octets[:size])
+        assert beginning in (Peeked.MORE, whole), "more octets change what was said"
+
+
 TARGETS: Final[Mapping[str, Target]] = {
     "http1": http1,
     "http2": http2,
     "hpack": hpack_block,
     "path": path,
+    "client_hello": client_hello,
 }
 
 
@@ -127,5 +143,7 @@ def seeds(name: str) -> list[bytes]:
         case "hpack":
             blocks = (hpack.Encoder().encode(POST), hpack.Encoder().encode([(b"x", b"1")], huffman=False))
             return [b"".join(bytes([len(block)]) + block for block in blocks)]
+        case "client_hello":
+            return [CLIENT_HELLO]
         case _:
             return [b"/a/../b//c", b"/%2e%2e/%5c..%2f;x?q=/../#f", b"http://h/x"]

@@ -10,6 +10,7 @@ import enum
 from typing import Final
 
 MAX_CLIENT_HELLO: Final = 16 * 1024 + 5  # one record of the largest size; real ones are below 2 KiB
+_MAX_RECORDS: Final = 16  # for one ClientHello: looking again at each octet that comes stays cheap
 _HANDSHAKE: Final = 22
 _CLIENT_HELLO: Final = 1
 _SERVER_NAME: Final = 0
@@ -42,13 +43,15 @@ def _handshake(first: bytes | bytearray) -> bytes | Peeked:
     """The ClientHello's body out of its records."""
     message = bytearray()
     position = 0
-    while True:
+    for _ in range(_MAX_RECORDS):
         head = first[position : position + 5]
         if (head and head[0] != _HANDSHAKE) or (len(head) > 1 and head[1] != 3):
             return Peeked.NO_TLS
         if len(head) < 5:
             return Peeked.MORE if len(first) < MAX_CLIENT_HELLO else Peeked.NO_TLS
         size = int.from_bytes(head[3:5], "big")
+        if size == 0:
+            return Peeked.NO_TLS  # RFC 8446 5.1
         message += first[position + 5 : position + 5 + size]
         if message and message[0] != _CLIENT_HELLO:
             return Peeked.NO_TLS
@@ -60,7 +63,8 @@ def _handshake(first: bytes | bytearray) -> bytes | Peeked:
                 return bytes(message[4:wanted])
         position += 5 + size
         if position > len(first):
-            return Peeked.MORE
+            return Peeked.MORE if len(first) < MAX_CLIENT_HELLO else Peeked.NO_TLS
+    return Peeked.NO_TLS
 
 
 def _find_name(hello: bytes) -> bytes | None:
