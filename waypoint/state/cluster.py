@@ -118,13 +118,13 @@ class Cluster:
         if policy is not self.policy:
             self._set_policy(policy)
         problems: list[str] = []
-        wanted = Wanted(service, self.key.port, policy, application, self.circuit, subset)
+        wanted = Wanted(service, self.key.port, policy, application, self.circuit, place, subset)
         if not wanted.is_same(self._wanted) or len(self._found) > 2 * len(self._known) + _MAX_DEPARTED:
             self._found.clear()
         self._wanted = wanted
         known: dict[str, Host] = {}
         is_first = not self._known and not self._departed
-        for found in find_members(workloads, wanted, place, problems, self._found):
+        for found in find_members(workloads, wanted, problems, self._found):
             known[found.member.uid] = self._host(found, _ALWAYS if is_first else now)
         for uid, host in self._known.items():
             if uid not in known:
@@ -134,10 +134,6 @@ class Cluster:
         self._known = known
         self.hosts = list(known.values())
         self.balancer = Balancer(policy, self.hosts, self._random)
-
-    def forget_answers(self) -> None:
-        """Look at every workload anew at the next update: the place has changed."""
-        self._wanted = None
 
     def _set_policy(self, policy: TrafficPolicy) -> None:
         old, self.policy = self.policy, policy

@@ -32,6 +32,7 @@ class Wanted:
     policy: TrafficPolicy
     application: Application | None
     circuit: Circuit
+    place: Place
     workloads: Collection[str] | None = None
 
     def is_same(self, other: Wanted | None) -> bool:
@@ -41,6 +42,7 @@ class Wanted:
             and self.service is other.service
             and self.policy is other.policy
             and self.application is other.application
+            and self.place is other.place
             and self.workloads is other.workloads
         )
 
@@ -58,7 +60,6 @@ class Found:
 def find_members(
     workloads: Iterable[Workload],
     wanted: Wanted,
-    place: Place,
     problems: list[str],
     known: dict[str, Found],
 ) -> Iterable[Found]:
@@ -69,9 +70,9 @@ def find_members(
     if wanted.policy.refusal:
         problems.append(f"nothing may go there: {wanted.policy.refusal} is not supported")
         return ()
-    found = _usable(workloads, wanted, place, problems, known)
+    found = _usable(workloads, wanted, problems, known)
     locality = wanted.policy.locality
-    distribution = None if locality is None else locality.distribution(place)
+    distribution = None if locality is None else locality.distribution(wanted.place)
     return found if distribution is None else _distributed(list(found), distribution)
 
 
@@ -87,7 +88,6 @@ def _distributed(found: Sequence[Found], distribution: Distribution) -> Iterator
 def _usable(
     workloads: Iterable[Workload],
     wanted: Wanted,
-    place: Place,
     problems: list[str],
     known: dict[str, Found],
 ) -> Iterator[Found]:
@@ -98,7 +98,7 @@ def _usable(
             continue
         if wanted.workloads is not None and workload.uid not in wanted.workloads:
             continue
-        found = _find(workload, wanted, place)
+        found = _find(workload, wanted)
         if isinstance(found, str):
             problems.append(f"endpoint {workload.uid} {found}")
         else:
@@ -106,8 +106,8 @@ def _usable(
             yield found
 
 
-def _find(workload: Workload, wanted: Wanted, place: Place) -> Found | str:
-    service = wanted.service
+def _find(workload: Workload, wanted: Wanted) -> Found | str:
+    service, place = wanted.service, wanted.place
     if not workload.is_healthy and not service.balancing.is_unhealthy_allowed:
         return "is not ready"
     if workload.capacity == 0:
@@ -117,7 +117,7 @@ def _find(workload: Workload, wanted: Wanted, place: Place) -> Found | str:
     port = target_port(workload, service, wanted.port)
     if port is None:
         return f"has no port for port {wanted.port} of the service"
-    preference = _preference(workload, wanted, place)
+    preference = _preference(workload, wanted)
     if preference is None:
         return "is not where the service's traffic distribution keeps it"
     endpoint = endpoint_of(workload, port, wanted, "0.0.0.0")
@@ -137,8 +137,9 @@ def endpoint_of(workload: Workload, port: int, wanted: Wanted, family: str) -> E
     return Endpoint((host, port), wanted.application, identities, circuit=wanted.circuit)
 
 
-def _preference(workload: Workload, wanted: Wanted, place: Place) -> int | None:
+def _preference(workload: Workload, wanted: Wanted) -> int | None:
     """0 for the nearest; None where the service does not allow one so far (facts 7, config-api 3)."""
+    place = wanted.place
     if wanted.policy.locality is not None:
         return wanted.policy.locality.level(workload, place)
     balancing = wanted.service.balancing

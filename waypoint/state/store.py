@@ -170,15 +170,6 @@ class WaypointState:
         cluster.retire()
         self.generation += 1
 
-    def move(self, place: Place) -> None:
-        """This waypoint stands elsewhere, or learns only now where: what is near changes."""
-        self.place = place
-        self.generation += 1
-        self._changed.update(self._clusters_of)
-        for cluster in self._clusters.values():
-            cluster.forget_answers()
-        self._update_clusters()
-
     # --- questions ---
 
     @property
@@ -258,7 +249,7 @@ class WaypointState:
         workload = self.mesh.workload_by_ip(self.place.network, ip)
         if workload is None:
             return Endpoint(address, cluster.application, circuit=cluster.circuit)
-        wanted = Wanted(service, port, cluster.policy, cluster.application, cluster.circuit)
+        wanted = Wanted(service, port, cluster.policy, cluster.application, cluster.circuit, self.place)
         return endpoint_of(workload, port, wanted, ip)
 
     def sweep(self) -> None:

@@ -196,10 +196,10 @@ def test_a_waypoint_that_learns_where_it_is_prefers_what_is_near() -> None:
     cluster = web_cluster(state)
     assert len({host.member.preference for host in cluster.hosts}) == 1
     hosts = list(cluster.hosts)
-    state.move(Place("default", "waypoint", locality=Locality("r", "z")))
+    state.stand_at(Place("default", "waypoint", locality=Locality("r", "z")))
     assert cluster.hosts == hosts
     assert [host.member.preference for host in cluster.hosts] == [0, 3]
-    state.move(Place("default", "waypoint", network="other"))
+    state.stand_at(Place("default", "waypoint", network="other"))
     assert cluster.hosts == []
 
 
