@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import enum
 import gzip
+import math
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 MAX_SERIES = 20_000
@@ -28,6 +29,33 @@ Number = int | float
 class Kind(enum.Enum):
     COUNTER = "counter"
     GAUGE = "gauge"
+    HISTOGRAM = "histogram"
+
+
+class Histogram:
+    """Counts by bucket, each alone; `bounds` are upper bounds, beyond the last there is one more bucket."""
+
+    __slots__ = ("bounds", "counts", "sum")
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.sum = 0.0
+
+    def add(self, counts: Iterable[int], total: float) -> None:
+        self.counts = [mine + more for mine, more in zip(self.counts, counts, strict=True)]
+        self.sum += total
+
+    def lines(self, name: str, labels: str) -> Iterator[str]:
+        """OpenMetrics samples; `labels` is the label text of the series."""
+        before = labels[:-1] + "," if labels else "{"
+        total = 0
+        for bound, count in zip((*self.bounds, math.inf), self.counts, strict=True):
+            total += count
+            edge = "+Inf" if bound == math.inf else repr(float(bound))
+            yield f'{name}_bucket{before}le="{edge}"}} {total}'
+        yield f"{name}_sum{labels} {self.sum:.10g}"
+        yield f"{name}_count{labels} {total}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +133,7 @@ class MetricSet:
         return render((description, source()) for description, source in self._sources)
 
 
-def render(families: Iterable[tuple[Description, Mapping[Labels, Number]]]) -> bytes:
+def render(families: Iterable[tuple[Description, Mapping[Labels, Number | Histogram]]]) -> bytes:
     """OpenMetrics text of some families. Label text is made once for all families with the same label
     names.
     """
@@ -121,7 +149,10 @@ def render(families: Iterable[tuple[Description, Mapping[Labels, Number]]]) -> b
             text = texts.get((description.labels, labels))
             if text is None:
                 text = texts[description.labels, labels] = description.label_text(labels)
-            lines.append(f"{name}{text} {value}")
+            if isinstance(value, Histogram):
+                lines.extend(value.lines(name, text))
+            else:
+                lines.append(f"{name}{text} {value}")
     lines.append("# EOF\n")
     return "\n".join(lines).encode("utf-8", "backslashreplace")
 

@@ -9,14 +9,18 @@ from typing import Final
 
 import trio
 
-from dataplane.control.process import ControlProcess, Output, Part
+from dataplane.control.metrics import single
+from dataplane.control.process import ControlProcess, FamilySamples, Output, Part
 from dataplane.control.readiness import PROXY, STATE_MANAGER, Readiness
 from dataplane.control.resources import HeldResources
 from dataplane.control.worker_link import Command, worker_of
 from dataplane.state.model import ADDRESS_TYPE
+from proto.mycelia import worker_pb2 as pb
 from transport.sockets import open_listener
+from waypoint.control.access_log import json_line, text_line
 from waypoint.control.config_dump import DumpInput, config_dump
 from waypoint.control.listeners import LISTENING, Listeners
+from waypoint.control.metrics import EXCHANGES_DROPPED, HttpTotals
 from waypoint.settings import Settings
 from waypoint.state.destinations import DESTINATION_TYPE
 from waypoint.state.place import Place
@@ -56,7 +60,10 @@ class Waypoint(ControlProcess):
             self._broadcast,
             lambda: self.pool.live,
         )
-        self._wire(resources, self.listeners, command)
+        self.http_totals = HttpTotals()
+        self.exchanges_dropped = 0
+        self._format = {"text": text_line, "json": json_line}.get(settings.access_log)
+        self._wire(resources, self.listeners, command, {"exchanges": self._take_exchanges})
 
     def _check(self) -> None:
         """Workers share the port; nobody else may be on it."""
@@ -87,6 +94,22 @@ class Waypoint(ControlProcess):
         self.listeners.open()
         self._log.info("open", waypoint=f"{self._settings.namespace}/{self._settings.gateway}")
 
+    def _take_exchanges(self, index: int, message: pb.ToControl) -> None:  # noqa: ARG002 - the seam's
+        self.exchanges_dropped += message.exchanges.dropped
+        if self._format is not None:
+            for exchange in message.exchanges.exchanges:
+                self._output.access.put(self._format(exchange))
+
+    def _take_stats(self, index: int, parts: list[pb.Stats]) -> None:
+        self.http_totals.take(index, parts)
+
+    def _on_worker_lost(self, index: int) -> None:
+        self.http_totals.on_lost(index)
+
+    def _families(self) -> Iterable[FamilySamples]:
+        yield from self.http_totals.families()
+        yield single(EXCHANGES_DROPPED, self.exchanges_dropped)
+
     def _worker_settings(self) -> str:
         settings = self._settings
         return WorkerSettings(
@@ -101,6 +124,7 @@ class Waypoint(ControlProcess):
             hbone_port=settings.hbone_port,
             http_codec=settings.http_codec,
             http2_codec=settings.http2_codec,
+            is_access_log_on=settings.access_log != "off",
             log_level=self._output.levels.default,
         ).to_json()
 

@@ -54,6 +54,8 @@ class Settings:
     drain_deadline_s: float = _DRAIN_S
     log_level: str = "info"
     is_log_json: bool = False
+    # Requests on standard output: off, text or json.
+    access_log: str = "off"
 
 
 def settings_from(environment: Mapping[str, str]) -> Settings:
@@ -85,6 +87,7 @@ def settings_from(environment: Mapping[str, str]) -> Settings:
         readiness_port=reader.integer("MYCELIA_READINESS_PORT", 15021, 0, 65535),
         drain_deadline_s=reader.drain_deadline(),
         log_level=reader.log_level(),
+        access_log=reader.choice("MYCELIA_ACCESS_LOG", "off", ("off", "text", "json")),
         is_log_json=reader.choice("LOG_FORMAT", "plain", ("plain", "json")) == "json",
     )
 

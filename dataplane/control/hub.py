@@ -44,6 +44,7 @@ class Hub:
         write_access_line: Callable[[str], None],
         is_json: bool,
         answers: Mapping[str, Callable[[int, pb.ToControl], None]] | None = None,
+        on_lost: Callable[[int], None] = lambda _: None,
     ) -> None:
         self.losses = 0
         self.flows_dropped = 0
@@ -57,6 +58,7 @@ class Hub:
         self._write_access_line = write_access_line
         self._is_json = is_json
         self._answers = answers or {}
+        self._on_lost = on_lost
         self._pool: WorkerPool | None = None
         self._log = get_logger("worker")
 
@@ -84,6 +86,7 @@ class Hub:
     def on_lost(self, index: int) -> None:
         self.losses += 1
         self._totals.on_lost(index)
+        self._on_lost(index)
         self._places.on_lost(index)
         self._update_readiness()
 

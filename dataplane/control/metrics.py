@@ -14,7 +14,7 @@ from pathlib import Path
 
 from dataplane.state.labels import LABEL_NAMES, NO_FLAG, RESPONSE_FLAGS_INDEX, UNKNOWN
 from proto.mycelia import worker_pb2 as pb
-from telemetry.metrics import OVERFLOW, Description, Kind, Labels, Number, render
+from telemetry.metrics import OVERFLOW, Description, Histogram, Kind, Labels, Number, render
 
 MAX_SERIES = 50_000
 
@@ -84,13 +84,30 @@ POLICY_CLOSED = Description(
 WORKER_WORKLOADS = Description(
     "mycelia_worker_workloads", Kind.GAUGE, "Workloads served, summed over workers"
 )
+CLIENT_CONNECTIONS = Description(
+    "mycelia_waypoint_client_connections", Kind.GAUGE, "Open tunnel connections of clients' ztunnels"
+)
+UPSTREAM_CONNECTIONS = Description(
+    "mycelia_waypoint_upstream_connections",
+    Kind.GAUGE,
+    "Open connections to applications",
+)
+REJECTED_REQUESTS = Description(
+    "mycelia_waypoint_rejected_requests",
+    Kind.COUNTER,
+    "Messages of clients that a codec turned away before they were requests",
+)
 POOL_CONNECTIONS = Description(
     "mycelia_worker_pool_connections", Kind.GAUGE, "Open outbound HBONE connections in pools"
 )
 
 # What workers may report beside traffic, by the name in their report.
 _NAMED = {
-    d.sample_name: d for d in (SOCKETS_OPEN, ON_DEMAND_DNS, POLICY_CLOSED, WORKER_WORKLOADS, POOL_CONNECTIONS)
+    d.sample_name: d
+    for d in (
+        *(SOCKETS_OPEN, ON_DEMAND_DNS, POLICY_CLOSED, WORKER_WORKLOADS, POOL_CONNECTIONS),
+        *(CLIENT_CONNECTIONS, UPSTREAM_CONNECTIONS, REJECTED_REQUESTS),
+    )
 }
 
 # opened, closed, failed, sent bytes, received bytes
@@ -186,7 +203,7 @@ class MetricsPage:
         self,
         totals: WorkerTotals,
         version: str,
-        extra: Callable[[], Iterable[tuple[Description, Mapping[Labels, Number]]]],
+        extra: Callable[[], Iterable[tuple[Description, Mapping[Labels, Number | Histogram]]]],
         pids: Callable[[], tuple[int, ...]],
         *,
         component: str = "ztunnel",
@@ -200,7 +217,7 @@ class MetricsPage:
     def render(self) -> bytes:
         return render(self._families())
 
-    def _families(self) -> Iterator[tuple[Description, Mapping[Labels, Number]]]:
+    def _families(self) -> Iterator[tuple[Description, Mapping[Labels, Number | Histogram]]]:
         yield from self._totals.families()
         yield from self._extra()
         yield BUILD, {(self._component, self._version): 1}

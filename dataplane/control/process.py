@@ -38,7 +38,7 @@ from proto.mycelia import worker_pb2 as pb
 from telemetry.admin_http import AdminServer, open_listeners
 from telemetry.line_writer import LineWriter
 from telemetry.logging import LogLevels, get_logger
-from telemetry.metrics import Description, Labels, Number
+from telemetry.metrics import Description, Histogram, Labels, Number
 from telemetry.service_manager import ServiceManager
 from transport.sockets import raise_nofile_limit
 
@@ -85,7 +85,7 @@ class ProcessSettings(Protocol):
 
 
 Part = Callable[[], Awaitable[None]]
-FamilySamples = tuple[Description, Mapping[Labels, Number]]
+FamilySamples = tuple[Description, Mapping[Labels, Number | Histogram]]
 
 
 class ControlProcess(ABC):
@@ -140,6 +140,7 @@ class ControlProcess(ABC):
             write_access_line=output.access.put,
             is_json=settings.is_log_json,
             answers=answers,
+            on_lost=self._on_worker_lost,
         )
         self.pool = WorkerPool(settings.workers, self.hub, command)
         self.hub.attach(self.pool)
@@ -165,6 +166,12 @@ class ControlProcess(ABC):
     def _families(self) -> Iterable[FamilySamples]:
         """Metrics beside the common ones."""
         return ()
+
+    def _take_stats(self, index: int, parts: list[pb.Stats]) -> None:  # noqa: B027 - the common ones are taken
+        """Further figures of a worker's report."""
+
+    def _on_worker_lost(self, index: int) -> None:  # noqa: B027 - nothing else may be kept by worker
+        """Keep what the worker had counted."""
 
     def _close(self) -> None:  # noqa: B027 - nor anything to close
         """After everything else."""
@@ -294,6 +301,7 @@ class ControlProcess(ABC):
     async def _collect_stats(self) -> None:
         for index, parts in (await self.pool.stats()).items():
             self.totals.take(index, parts)
+            self._take_stats(index, parts)
 
     async def _scrape(self) -> bytes:
         await self._collect_stats()

@@ -33,7 +33,7 @@ def _client(mesh: Mesh) -> Workload:
 
 @pytest.fixture(name="waypoint", scope="module")
 def _waypoint(mesh: Mesh) -> Waypoint:
-    return mesh.add_waypoint("gate", "beta")
+    return mesh.add_waypoint("gate", "beta", MYCELIA_ACCESS_LOG="json")
 
 
 def serve(mesh: Mesh, workload: Workload, name: str) -> None:
@@ -187,7 +187,7 @@ def test_a_request_in_flight_survives_the_drain(
     identity = f"spiffe://cluster.local/ns/default/sa/{waypoint.name}"
     inbound = mesh.wait_access_log("beta", src_identity=identity)
     assert inbound["src.workload"] == waypoint.name
-    mesh.start_waypoint(waypoint)
+    mesh.start_waypoint(waypoint, MYCELIA_ACCESS_LOG="json")
     mesh.wait("the waypoint again", lambda: mesh.is_ready(waypoint.workload))
     mesh.wait("requests again", lambda: shop.ask(client)[0] == 200)
 
@@ -195,6 +195,39 @@ def test_a_request_in_flight_survives_the_drain(
 def text(mesh: Mesh, workload: Workload) -> str:
     path = mesh.directory / f"{workload.name}-http.log"
     return path.read_text() if path.exists() else ""
+
+
+def test_metrics_and_log_name_client_service_and_endpoint(
+    mesh: Mesh, client: Workload, waypoint: Waypoint, shop: Shop
+) -> None:
+    shop.ask(client, "/counted")
+
+    def counted() -> str:
+        _, text = mesh.get(waypoint.workload, ("127.0.0.1", 15020), "/metrics")
+        return next((line for line in text.splitlines() if line.startswith("istio_requests_total{")), "")
+
+    line = mesh.wait("the metric", counted)
+    for label in (
+        'reporter="waypoint"',
+        f'source_workload="{client.name}"',
+        f'source_principal="spiffe://cluster.local/ns/default/sa/{client.name}"',
+        'destination_service_name="shop"',
+        'destination_workload="shop-v',
+        'response_code="200"',
+        'connection_security_policy="mutual_tls"',
+    ):
+        assert label in line
+    logged = mesh.wait(
+        "the access log",
+        lambda: [
+            json.loads(each)
+            for each in (waypoint.folder / "log").read_text().splitlines()
+            if '"/counted"' in each
+        ],
+    )
+    assert logged[0]["response_code"] == 200
+    assert logged[0]["source_principal"] == f"spiffe://cluster.local/ns/default/sa/{client.name}"
+    assert logged[0]["upstream_cluster"].startswith("default/shop.default.svc.cluster.local:80")
 
 
 def test_the_dump_shows_routes_and_endpoints(

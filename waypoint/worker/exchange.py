@@ -21,7 +21,14 @@ from waypoint.worker.answers import Answer
 from waypoint.worker.attempt import Attempt
 from waypoint.worker.body_pipe import BodyPipe
 from waypoint.worker.failures import Cause, Failure, answer_to, flag_of
-from waypoint.worker.headers import Request, add_forwarded_proto, read_request, read_response, value_of
+from waypoint.worker.headers import (
+    Request,
+    add_forwarded_proto,
+    octets_of,
+    read_request,
+    read_response,
+    value_of,
+)
 from waypoint.worker.http_connection import HttpConnection
 from waypoint.worker.plan import Outcome, Plan, Source
 from waypoint.worker.shadow import MAX_SHADOWS, Shadow
@@ -99,10 +106,16 @@ class Exchange:
         source: Source = self._downstream.source
         return source
 
+    @property
+    def protocol(self) -> str:
+        """What the client speaks, as logs name it."""
+        return "HTTP/2" if self._downstream.is_http2 else "HTTP/1.1"
+
     def begin(self, headers: list[Header], end_stream: bool) -> None:
         """The request's headers have come."""
         self.request_pipe.is_all_received = end_stream
         proxy = self.proxy
+        self.outcome.request_header_bytes = octets_of(headers)
         request = read_request(headers, proxy.normalization)
         if isinstance(request, Refusal):
             fields = dict(headers)
@@ -251,6 +264,7 @@ class Exchange:
                 pipe.is_all_received = pipe.is_all_sent = True  # a refused upgrade has no content
             headers = read_response(headers, int((now - attempt.opened_at) * 1000))
             plan.on_response(status, headers)
+        outcome.response_header_bytes = octets_of(headers)
         if end_stream and self.request.is_grpc:
             outcome.grpc_status = attempt.grpc_status
         self._has_response_begun = True

@@ -55,6 +55,8 @@ class Outcome:
     attempts: int = 0
     request_body_bytes: int = 0
     response_body_bytes: int = 0
+    request_header_bytes: int = 0  # as HTTP/1.1 would write them
+    response_header_bytes: int = 0
     duration_s: float = 0.0
     upstream_time_s: float | None = None
     grpc_status: bytes = b""

@@ -16,6 +16,7 @@ from dataplane.state.labels import baggage_of
 from dataplane.worker.acceptor import Acceptor
 from dataplane.worker.base import DataWorker, named
 from dataplane.worker.credentials import Credential
+from dataplane.worker.records import RecordQueue
 from proto.mycelia import worker_pb2 as pb
 from transport.errors import MeshError
 from transport.hbone.frame_buffer import FrameBuffer
@@ -33,6 +34,7 @@ from waypoint.worker.ingress import HboneIngress
 from waypoint.worker.proxy import Proxy, ProxySettings
 from waypoint.worker.resolver import Resolver, ResolvingDialler
 from waypoint.worker.settings import WorkerSettings
+from waypoint.worker.telemetry import Telemetry, pack_exchanges
 from waypoint.worker.upstreams import Upstreams, UpstreamSettings
 
 _BACKLOG = 1024
@@ -50,6 +52,8 @@ class Worker(DataWorker[WorkerSettings]):
     _decider: RoutingDecider
     _proxy: Proxy
     _ingress: HboneIngress
+    _records: RecordQueue
+    _telemetry: Telemetry
 
     def __init__(self, reactor: Reactor, control: socket.socket) -> None:
         super().__init__(reactor, control)
@@ -84,12 +88,21 @@ class Worker(DataWorker[WorkerSettings]):
         self._decider = RoutingDecider(
             self._state, reactor, self._upstreams, random=random.random, wall_clock=time.time
         )
+        self._records = RecordQueue(
+            reactor,
+            self._link.try_send,
+            pack_exchanges,
+            limit=settings.max_queued_flows,
+            is_on=settings.is_access_log_on,
+        )
+        self._telemetry = Telemetry(self._state, self._records)
         self._proxy = Proxy(
             reactor,
             self._decider,
             dialler,
             self._upstreams,
             settings=ProxySettings(idle_s=settings.client_idle_s, codec=settings.http_codec),
+            observer=self._telemetry,
         )
         self._ingress = HboneIngress(
             reactor, self._proxy, self._decider.resolve, buffer=buffer, settings=settings.hbone()
@@ -160,8 +173,9 @@ class Worker(DataWorker[WorkerSettings]):
             named("mycelia_worker_pool_connections", self._pool.open_connections),
             named("mycelia_waypoint_client_connections", self._ingress.open_connections),
             named("mycelia_waypoint_upstream_connections", self._upstreams.open_connections),
+            named("mycelia_waypoint_rejected_requests_total", self._telemetry.rejected),
         ]
-        yield pb.ToControl(stats=pb.Stats(id=request_id, other=others))
+        yield from self._telemetry.parts(request_id, others)
 
     def _describe(self) -> dict[str, object]:
         return {
@@ -173,6 +187,9 @@ class Worker(DataWorker[WorkerSettings]):
         }
 
     # The end
+
+    def _flush_records(self) -> None:
+        self._records.flush()
 
     def _begin_drain(self) -> None:
         if self._acceptor is not None:

@@ -1,0 +1,229 @@
+"""Counts and records what the proxy core has dealt with (waypoint-facts 12, 13).
+
+Plain ints by label set, absolute since the worker's start; the control process adds them up at a scrape. An
+exchange costs one look-up by what its labels depend on, three bisections and a few additions. Labels come
+from certificates and the address book, never from a request's headers. Bounds: `_MAX_SERIES` label sets,
+beyond which requests are counted together; `_MAX_KEYS` remembered look-ups, then they are made anew.
+"""
+
+from __future__ import annotations
+
+import time
+from bisect import bisect_left
+from collections.abc import Iterator
+from typing import Final
+
+from dataplane.state.labels import NOBODY, UNKNOWN, guess_source, labels_of
+from dataplane.state.model import Workload, socket_text
+from dataplane.worker.counters import TrafficTable
+from dataplane.worker.records import RecordQueue, joined
+from proto.mycelia import worker_pb2 as pb
+from waypoint.state.http_labels import BOUNDS, HTTP_LABEL_NAMES, HttpFacts, http_labels, tcp_labels
+from waypoint.state.store import WaypointState
+from waypoint.worker.exchange import Exchange
+from waypoint.worker.plan import Outcome, Source, TcpOutcome
+
+_MAX_SERIES: Final = 20_000
+_MAX_KEYS: Final = 50_000
+_PER_PART: Final = 200
+_OVERFLOW: Final = (UNKNOWN,) * len(HTTP_LABEL_NAMES)
+
+
+class HttpSeries:
+    """Requests of one label set."""
+
+    __slots__ = ("durations", "labels", "request_sizes", "requests", "response_sizes", "sums")
+
+    def __init__(self, labels: tuple[str, ...]) -> None:
+        self.labels = labels
+        self.requests = 0
+        self.durations = [0] * (len(BOUNDS) + 1)
+        self.request_sizes = [0] * (len(BOUNDS) + 1)
+        self.response_sizes = [0] * (len(BOUNDS) + 1)
+        self.sums = [0.0, 0.0, 0.0]
+
+    def count(self, duration_ms: float, request_bytes: int, response_bytes: int) -> None:
+        self.requests += 1
+        self.durations[bisect_left(BOUNDS, duration_ms)] += 1
+        self.request_sizes[bisect_left(BOUNDS, request_bytes)] += 1
+        self.response_sizes[bisect_left(BOUNDS, response_bytes)] += 1
+        sums = self.sums
+        sums[0] += duration_ms
+        sums[1] += request_bytes
+        sums[2] += response_bytes
+
+    def message(self) -> pb.Stats.HttpSeries:
+        def histogram(counts: list[int], total: float) -> pb.Stats.Histogram:
+            return pb.Stats.Histogram(counts=counts, sum=total)
+
+        return pb.Stats.HttpSeries(
+            labels=self.labels,
+            requests=self.requests,
+            duration_ms=histogram(self.durations, self.sums[0]),
+            request_bytes=histogram(self.request_sizes, self.sums[1]),
+            response_bytes=histogram(self.response_sizes, self.sums[2]),
+        )
+
+
+class Telemetry:
+    """Implements Observer. `records` takes the access log's records, where it is on."""
+
+    def __init__(self, state: WaypointState, records: RecordQueue) -> None:
+        self._state = state
+        self._records = records
+        self._series: dict[tuple[str, ...], HttpSeries] = {}
+        self._by_key: dict[tuple[object, ...], HttpSeries] = {}
+        self._generation = state.generation
+        self.tcp = TrafficTable()
+        self.rejected = 0
+
+    # Observer
+
+    def on_exchange(self, exchange: Exchange, source: Source) -> None:
+        outcome, request = exchange.outcome, exchange.request
+        if self._generation != self._state.generation or len(self._by_key) > _MAX_KEYS:
+            self._generation = self._state.generation
+            self._by_key.clear()
+        workload = outcome.workload
+        key = (
+            source.identity,
+            source.address[0],
+            None if outcome.service is None else outcome.service.key,
+            None if workload is None else workload.uid,
+            outcome.status,
+            outcome.flag,
+            outcome.grpc_status,
+            request.is_grpc,
+        )
+        series = self._by_key.get(key)
+        if series is None:
+            series = self._by_key[key] = self._find(source, outcome, is_grpc=request.is_grpc)
+        series.count(
+            outcome.duration_s * 1000.0,
+            outcome.request_body_bytes + outcome.request_header_bytes,
+            outcome.response_body_bytes + outcome.response_header_bytes,
+        )
+        if self._records.is_on and self._records.has_room:
+            self._records.put(_with_ends(record(exchange), source))
+
+    def on_rejected(self, source: Source, status: int, reason: str) -> None:
+        """It never was a request: it counts by itself, and the log names the reason."""
+        self.rejected += 1
+        if self._records.is_on and self._records.has_room:
+            message = pb.Exchange(
+                time=time.time(),
+                status=status,
+                flags="DPE",
+                details=reason,
+                upstream_time_s=-1.0,
+            )
+            self._records.put(_with_ends(message, source))
+
+    def on_tcp(self, source: Source, outcome: TcpOutcome) -> None:
+        labels = tcp_labels(self._source_of(source), source.identity, outcome.service, outcome.workload)
+        series = self.tcp.series(labels)
+        series.opened += 1
+        series.sent_bytes += outcome.sent_bytes
+        series.received_bytes += outcome.received_bytes
+        series.ended(outcome.flag)
+        if self._records.is_on and self._records.has_room:
+            self._records.put(_with_ends(_tcp_record(outcome), source))
+
+    # Answers
+
+    def parts(self, request_id: int, other: list[pb.Stats.Named]) -> Iterator[pb.ToControl]:
+        """The answer to a StatsRequest in parts of bounded size."""
+        series = list(self._series.values())
+        for start in range(0, len(series), _PER_PART):
+            part = pb.Stats(id=request_id, has_more=True)
+            part.http.extend(each.message() for each in series[start : start + _PER_PART])
+            yield pb.ToControl(stats=part)
+        yield from self.tcp.parts(request_id, other)
+
+    # Labels
+
+    def _find(self, source: Source, outcome: Outcome, *, is_grpc: bool) -> HttpSeries:
+        peer = self._source_of(source)
+        labels = http_labels(
+            labels_of(peer) if peer is not None else NOBODY,
+            source.identity,
+            outcome.service,
+            outcome.workload,
+            HttpFacts(outcome.status, outcome.flag, outcome.grpc_status, is_grpc=is_grpc),
+        )
+        series = self._series.get(labels)
+        if series is None:
+            if len(self._series) >= _MAX_SERIES:
+                labels = _OVERFLOW
+            series = self._series.setdefault(labels, HttpSeries(labels))
+        return series
+
+    def _source_of(self, source: Source) -> Workload | None:
+        state = self._state
+        return guess_source(state.mesh, state.place.network, source.address[0])
+
+
+def record(exchange: Exchange) -> pb.Exchange:
+    """What the log says of an exchange."""
+    outcome, request = exchange.outcome, exchange.request
+    fields = {name: value for name, value in request.headers if name in _LOGGED}
+    upstream = outcome.upstream
+    return pb.Exchange(
+        time=time.time() - outcome.duration_s,
+        method=request.method,
+        path=request.target,
+        protocol=exchange.protocol,
+        status=outcome.status,
+        flags=outcome.flag,
+        details=outcome.details,
+        failure=outcome.failure_text,
+        request_body_bytes=outcome.request_body_bytes,
+        response_body_bytes=outcome.response_body_bytes,
+        duration_s=outcome.duration_s,
+        upstream_time_s=-1.0 if outcome.upstream_time_s is None else outcome.upstream_time_s,
+        forwarded_for=fields.get(b"x-forwarded-for", b""),
+        user_agent=fields.get(b"user-agent", b""),
+        request_id=fields.get(b"x-request-id", request.request_id),
+        authority=request.authority,
+        upstream_host="" if upstream is None else socket_text(*upstream.address),
+        upstream_cluster=outcome.cluster,
+        route_name=outcome.route_name,
+        attempts=outcome.attempts,
+        grpc_status=outcome.grpc_status,
+    )
+
+
+_LOGGED: Final = frozenset({b"x-forwarded-for", b"user-agent", b"x-request-id"})
+
+
+def _tcp_record(outcome: TcpOutcome) -> pb.Exchange:
+    upstream = outcome.upstream
+    return pb.Exchange(
+        time=time.time() - outcome.duration_s,
+        flags=outcome.flag,
+        failure="" if outcome.error is None else outcome.error.text,
+        request_body_bytes=outcome.received_bytes,
+        response_body_bytes=outcome.sent_bytes,
+        duration_s=outcome.duration_s,
+        upstream_time_s=-1.0,
+        upstream_host="" if upstream is None else socket_text(*upstream.address),
+        upstream_cluster=outcome.cluster,
+        route_name=outcome.route_name,
+    )
+
+
+def _with_ends(message: pb.Exchange, source: Source) -> bytes:
+    """The encoded record, with what the connection tells."""
+    message.downstream_local = socket_text(*source.destination)
+    message.downstream_remote = socket_text(*source.address)
+    if source.identity is not None:
+        message.source_principal = str(source.identity)
+    return message.SerializeToString()
+
+
+def pack_exchanges(records: list[bytes], dropped: int) -> pb.ToControl:
+    """For RecordQueue."""
+
+    exchanges = pb.Exchanges.FromString(joined(records))
+    exchanges.dropped = dropped
+    return pb.ToControl(exchanges=exchanges)
