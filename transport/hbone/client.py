@@ -122,7 +122,7 @@ class HboneClientConnection(HboneConnection):
         tunnel = TunnelStream(self, stream_id, handler)
         self.streams[stream_id] = tunnel
         self._opening[stream_id] = (self.reactor.now, handler)
-        self.reactor.mark_dirty(self.pump)
+        self.pump.request_flush()
         return tunnel
 
     def expire_requests(self, timeout_s: float) -> None:

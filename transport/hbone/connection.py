@@ -7,6 +7,7 @@ else this connection, never more. Everything runs on the reactor's thread.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import assert_never
 
@@ -32,6 +33,7 @@ from transport.http2.events import (
     HeadersReceived,
     HeadersRejected,
     PeerSettings,
+    Piece,
     PingAcked,
     StreamReset,
     WindowOpened,
@@ -99,7 +101,7 @@ class HboneConnection:
 
     def wake(self) -> None:
         """Have the codec's output sent at the end of this pass."""
-        self.reactor.mark_dirty(self.pump)
+        self.pump.request_flush()
 
     def forget(self, tunnel: TunnelStream) -> None:
         """The tunnel is over: nothing is delivered to it any more."""
@@ -130,12 +132,37 @@ class HboneConnection:
     # TlsHandler
 
     def on_data(self, data: memoryview) -> None:
-        # Pieces of one tunnel that follow each other are handed over together: one system call for them all.
+        # Most often this is DATA, and then that is all, and there is nothing to say: no credit is due, or the
+        # output of what was delivered is on its way already. So this pass need not flush.
         codec = self.codec
+        pieces, taken = codec.receive_data(data)
+        if pieces:
+            self._hand_over(pieces)
+        if taken < len(data):
+            self._take_in(data[taken:] if taken else data)
+        output = codec.take_output()
+        if output:
+            self.pump.write(output)
+
+    def _hand_over(self, pieces: Sequence[Piece]) -> None:
+        """Pieces of one tunnel that follow each other go together: one system call for them all."""
+        current, chunks, flow_bytes = 0, [], 0
+        for stream_id, piece, size in pieces:
+            if stream_id == current:
+                chunks.append(piece)
+                flow_bytes += size
+                continue
+            if current:
+                self._deliver(current, chunks, flow_bytes)
+            current, chunks, flow_bytes = stream_id, [piece], size
+        self._deliver(current, chunks, flow_bytes)
+
+    def _take_in(self, data: memoryview) -> None:
+        """The general case of `_hand_over`: whatever the peer sent."""
         stream_id = 0
         chunks: list[memoryview] = []
         flow_bytes = 0
-        for event in codec.receive(data):
+        for event in self.codec.receive(data):
             if type(event) is DataReceived:
                 if event.stream_id == stream_id:
                     chunks.append(event.data)
@@ -160,11 +187,6 @@ class HboneConnection:
                 self._on_event(event)
         if stream_id:
             self._deliver(stream_id, chunks, flow_bytes)
-        # Most often there is nothing to say, and then this pass need not flush: no credit is due, or the
-        # output of what was delivered is on its way already.
-        output = codec.take_output()
-        if output:
-            self.pump.write(output)
 
     def _deliver(self, stream_id: int, chunks: list[memoryview], flow_bytes: int) -> None:
         tunnel = self.streams.get(stream_id)
@@ -304,7 +326,6 @@ class HboneConnection:
         output = self.codec.take_output()
         if output:
             self.pump.write(output)
-            self.reactor.mark_dirty(self.pump)
 
     # Keepalive (ztunnel-facts 2.8): not data-aware on purpose, as the peers' is not.
 

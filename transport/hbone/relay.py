@@ -23,6 +23,7 @@ from collections import deque
 
 from transport.errors import MeshError
 from transport.hbone.errors import TunnelReset
+from transport.hbone.frame_buffer import Layout
 from transport.hbone.tunnel import COPY_LIMIT, TunnelStream
 from transport.http2.error_codes import ErrorCode
 from transport.reactor import Reactor, Registration
@@ -125,23 +126,26 @@ class Relay:
         app = self._app
         if tunnel is None or app is None:
             return
-        # What `TunnelStream.budget` and `send_in_place` do, inline: this runs once for each message.
         connection = tunnel.connection
-        budget = connection.codec.sendable(tunnel.stream_id)
-        if budget <= 0 or connection.pump.backlog_bytes > HIGH_WATER_BYTES:
-            budget = tunnel.budget()
-            if budget <= 0:
-                assert self._registration is not None
-                self._registration.pause()
-                return
-        layout = connection.layout
+        pump, layout = connection.pump, connection.layout
         try:
-            if self._is_bulk and len(layout.payloads) > 1:
-                views = layout.payloads if budget >= layout.capacity else layout.limited(budget)
-                count = app.recvmsg_into(views)[0]
-            else:
-                first = layout.first
-                count = app.recv_into(first if budget >= layout.first_bytes else first[:budget])
+            count = -1
+            if not self._is_bulk and pump.backlog_bytes <= HIGH_WATER_BYTES:
+                count = connection.codec.send_message(
+                    tunnel.stream_id, app.recv_into, layout.first, COPY_LIMIT
+                )
+            if 0 < count <= COPY_LIMIT:  # a small message: it is framed already
+                self.from_app_bytes += count
+                if not pump.is_flush_due:
+                    pump.request_flush()
+                return
+            if count < 0:
+                budget = tunnel.budget()
+                if budget <= 0:
+                    assert self._registration is not None
+                    self._registration.pause()
+                    return
+                count = self._read_at_most(budget, app, layout)
         except (BlockingIOError, InterruptedError):
             return
         except OSError as error:
@@ -151,13 +155,15 @@ class Relay:
             self._on_app_end()
             return
         self.from_app_bytes += count
-        if count <= COPY_LIMIT:
-            self._is_bulk = False
-            connection.codec.send_data(tunnel.stream_id, layout.first[:count])
-            self.reactor.mark_dirty(connection.pump)
-        else:
-            self._is_bulk = count >= layout.first_bytes
-            tunnel.send_in_place(layout, count)
+        self._is_bulk = count >= layout.first_bytes
+        tunnel.send_in_place(layout, count)
+
+    def _read_at_most(self, budget: int, app: socket.socket, layout: Layout) -> int:
+        """Fill the layout's payloads, or the first of them; how many bytes came."""
+        if self._is_bulk and len(layout.payloads) > 1:
+            views = layout.payloads if budget >= layout.capacity else layout.limited(budget)
+            return app.recvmsg_into(views)[0]
+        return app.recv_into(layout.first if budget >= layout.first_bytes else layout.first[:budget])
 
     def _on_app_end(self) -> None:
         self._is_app_ended = True
@@ -233,12 +239,8 @@ class Relay:
 
     def on_tunnel_data(self, chunks: list[memoryview], flow_bytes: int) -> None:
         app, tunnel = self._app, self.tunnel
-        assert tunnel is not None
-        if self._pending is not None or self._registration is None:
+        if self._pending is not None or self._registration is None or app is None or tunnel is None:
             self._keep(chunks, flow_bytes)
-            return
-        if app is None:
-            tunnel.consumed(flow_bytes)
             return
         try:
             sent = app.send(chunks[0]) if len(chunks) == 1 else app.sendmsg(chunks)
@@ -249,9 +251,12 @@ class Relay:
             self._on_app_broken(error)
             return
         self.to_app_bytes += sent
-        rest = _after(chunks, sent) if sent < flow_bytes else None  # flow_bytes count padding too
-        if not rest:
+        if sent == flow_bytes:
             tunnel.connection.codec.consumed(tunnel.stream_id, flow_bytes)
+            return
+        rest = _after(chunks, sent)
+        if not rest:  # flow_bytes count padding too
+            tunnel.consumed(flow_bytes)
             return
         if sent:
             tunnel.consumed(sent)

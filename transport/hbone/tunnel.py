@@ -90,7 +90,7 @@ class TunnelStream:
         if not self.is_over:
             connection = self.connection
             connection.codec.send_data(self.stream_id, data)
-            connection.reactor.mark_dirty(connection.pump)
+            connection.pump.request_flush()
 
     def send_in_place(self, layout: Layout, count: int) -> None:
         """Send `count` bytes, within the budget, that lie in the layout's payloads. The buffer is free
@@ -101,7 +101,7 @@ class TunnelStream:
         connection = self.connection
         if count <= COPY_LIMIT and count <= layout.first_bytes:
             connection.codec.send_data(self.stream_id, layout.first[:count])
-            connection.reactor.mark_dirty(connection.pump)
+            connection.pump.request_flush()
             return
         waiting = connection.codec.take_output()
         if waiting:

@@ -6,11 +6,11 @@ take_output() gives. Peers' faults never raise; misuse by the caller does (error
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, Protocol
 
 from transport.http2.error_codes import ErrorCode
-from transport.http2.events import Event, Header
+from transport.http2.events import Event, Header, Piece
 from transport.http2.lean import LeanCodec
 from transport.http2.settings import Http2Settings, Role
 
@@ -51,6 +51,13 @@ class Http2Codec(Protocol):
     def receive(self, data: memoryview | bytes | bytearray) -> list[Event]:
         """Take in bytes, cut anywhere. DATA comes out piece by piece; its views live until the next call."""
 
+    def receive_data(self, data: memoryview) -> tuple[Sequence[Piece], int]:
+        """Take in the whole DATA frames that `data` begins with, as far as nothing about them is special.
+
+        Returns their payloads and where the rest begins, which is receive()'s. The quick way for many small
+        messages: no event is made for any. Pieces live as long as the data of events do.
+        """
+
     def take_output(self) -> bytes | bytearray:
         """What is to be sent, in order; empty if nothing is. The caller owns it."""
 
@@ -64,6 +71,16 @@ class Http2Codec(Protocol):
         self, stream_id: int, data: bytes | bytearray | memoryview, end_stream: bool = False
     ) -> None:
         """Queue a body piece, at most sendable() bytes; copied, and split at the peer's frame size."""
+
+    def send_message(
+        self, stream_id: int, read: Callable[[memoryview], int], buffer: memoryview, limit: int
+    ) -> int:
+        """Let `read` fill `buffer` and queue what came as send_data would; returns its size, as `read` does.
+
+        What a small message costs in one call instead of three. More than `limit` bytes (at most a frame of
+        16 KiB) are left in the buffer, within the windows, for frame_in_place. -1, and nothing read: the
+        windows do not cover the whole buffer, or the stream is gone; ask sendable(). Errors of `read` pass.
+        """
 
     def frame_in_place(
         self, stream_id: int, buffer: memoryview, payload_bytes: int, end_stream: bool = False

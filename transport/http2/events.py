@@ -35,6 +35,10 @@ class DataReceived:
     end_stream: bool
 
 
+# Stream, payload and its size, all of which consumed() is to give back: DATA without an event around it.
+Piece: TypeAlias = tuple[int, memoryview, int]
+
+
 @dataclass(slots=True)
 class StreamReset:
     """The stream is over. By the peer, or (`is_local`) by this codec for the reason given.

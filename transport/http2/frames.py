@@ -22,6 +22,8 @@ from transport.http2.settings import (
 
 PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 FRAME_HEADER: Final = struct.Struct(">IBI")
+# Of a frame below 64 KiB the first field is 0; of plain DATA the third too, which is type and flags in one.
+SHORT_FRAME_HEADER: Final = struct.Struct(">BHHI")
 HEADER_BYTES: Final = 9
 
 DATA: Final = 0x0

@@ -12,18 +12,20 @@ Where RFC 9113 leaves a choice, a fault is the stream's: one bad stream never en
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 from transport.http2 import frames
 from transport.http2.error_codes import ErrorCode
 from transport.http2.errors import ConnectionFault, protocol_error
-from transport.http2.events import DataReceived, Event
+from transport.http2.events import DataReceived, Event, Piece
 from transport.http2.flood import Flood, flooded
 from transport.http2.lean_control import ControlHalf
 from transport.http2.settings import MAX_STREAM_ID, Http2Settings, Role
 from transport.http2.stream import Stream
 
 _unpack = frames.FRAME_HEADER.unpack_from
+_unpack_small = frames.SHORT_FRAME_HEADER.unpack_from
 _EMPTY: Final = memoryview(b"")
 
 # What the next frame has to be, if not any
@@ -62,6 +64,31 @@ class LeanCodec(ControlHalf):
             self._fail(fault)
         self._events = []  # keep no view of the input
         return events
+
+    def receive_data(self, data: memoryview) -> tuple[Sequence[Piece], int]:
+        if self._remaining or self._constraint or self._partial:
+            return (), 0
+        pieces: list[Piece] = []
+        find = self._streams.get
+        in_window, max_frame = self._in_window, self._settings.max_frame
+        position, end = 0, len(data)
+        while end - position > frames.HEADER_BYTES:
+            high, size, kind, stream_id = _unpack_small(data, position)
+            stream = find(stream_id)
+            if kind or high or stream is None or stream.body_left >= 0:
+                break
+            start = position + 9
+            stop = start + size
+            if not 0 < size <= stream.in_window or size > in_window or size > max_frame or stop > end:
+                break
+            stream.in_window -= size
+            in_window -= size
+            pieces.append((stream_id, data[start:stop], size))
+            position = stop
+        if pieces:
+            self._in_window = in_window
+            self._guard.empty_run = 0
+        return pieces, position
 
     def _walk(self, view: memoryview, events: list[Event]) -> None:
         streams, guard = self._streams, self._guard

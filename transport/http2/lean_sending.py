@@ -7,7 +7,7 @@ credited by the codec at once. After a connection has failed every method is ine
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from transport.http2 import frames
@@ -172,6 +172,24 @@ class SendingHalf:
                 out += piece
         if end_stream:
             self._close_local(stream)
+
+    def send_message(
+        self, stream_id: int, read: Callable[[memoryview], int], buffer: memoryview, limit: int
+    ) -> int:
+        stream = self._streams.get(stream_id)
+        size = len(buffer)
+        if stream is None or size > stream.out_window or size > self._out_window or stream.is_local_closed:
+            return -1
+        size = read(buffer)
+        if 0 < size <= limit:
+            stream.out_window -= size
+            self._out_window -= size
+            stream.has_sent_data = True
+            self._guard.data_frames_sent += 1
+            out = self._out
+            out += _pack(size << 8, 0, stream_id)
+            out += buffer[:size]
+        return size
 
     def frame_in_place(
         self, stream_id: int, buffer: memoryview, payload_bytes: int, end_stream: bool = False

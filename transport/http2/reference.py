@@ -13,6 +13,7 @@ Body octets are delivered by whole frames and copied on the way: this codec is r
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 import h2.config
@@ -35,6 +36,7 @@ from transport.http2.events import (
     HeadersReceived,
     HeadersRejected,
     PeerSettings,
+    Piece,
     PingAcked,
     StreamReset,
     WindowOpened,
@@ -89,6 +91,9 @@ class ReferenceCodec(ReferenceSending):
             self._fail(ConnectionFault(ErrorCode(error.error_code), "refused_by_h2"))
         events, self._events = self._events, []
         return events
+
+    def receive_data(self, data: memoryview) -> tuple[Sequence[Piece], int]:  # noqa: ARG002 - h2 sees all
+        return (), 0
 
     def _fail(self, fault: ConnectionFault) -> None:
         self._out += frames.goaway(self.highest_peer_stream, fault.code, fault.reason.encode())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import h2.config
@@ -153,6 +153,16 @@ class ReferenceSending:
         self._drain()
         if end_stream:
             self._close_local(stream)
+
+    def send_message(
+        self, stream_id: int, read: Callable[[memoryview], int], buffer: memoryview, limit: int
+    ) -> int:
+        if self.sendable(stream_id) < len(buffer):
+            return -1
+        size = read(buffer)
+        if 0 < size <= limit:
+            self.send_data(stream_id, buffer[:size])
+        return size
 
     def frame_in_place(
         self, stream_id: int, buffer: memoryview, payload_bytes: int, end_stream: bool = False

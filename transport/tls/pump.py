@@ -112,7 +112,6 @@ class TlsPump:
         "_has_undelivered",
         "_held_bytes",
         "_is_blocked",
-        "_is_dirty",
         "_is_in_thread",
         "_is_reading_wanted",
         "_is_server",
@@ -126,6 +125,7 @@ class TlsPump:
         "_verify",
         "_was_congested",
         "backlog_bytes",
+        "is_flush_due",
         "local_address",
         "peer",
         "peer_address",
@@ -152,7 +152,7 @@ class TlsPump:
         self._engine = TlsEngine(context, self._buffers, is_server=is_server)
         self._state = _State.CONNECTING
         self._is_in_thread = False
-        self._is_dirty = False
+        self.is_flush_due = False  # this pass ends with a flush: `request_flush` would change nothing
         self._is_blocked = False  # the kernel took less than we had: waiting for EPOLLOUT
         self._is_reading_wanted = True
         self._has_undelivered = False  # OpenSSL may hold data that came while reading was paused
@@ -207,8 +207,8 @@ class TlsPump:
             self.abort(error)
             return
         self.backlog_bytes += size + _RECORD_OVERHEAD * (1 + size // _RECORD_BYTES)
-        if not self._is_dirty:  # request_flush, without the call
-            self._is_dirty = True
+        if not self.is_flush_due:  # request_flush, without the call
+            self.is_flush_due = True
             self._reactor.mark_dirty(self)
         self._held_bytes += size
         if self.backlog_bytes > HIGH_WATER_BYTES:
@@ -270,19 +270,19 @@ class TlsPump:
 
     def request_flush(self) -> None:
         """Have `before_flush` called at the end of this pass though nothing was written yet."""
-        if not self._is_dirty:
-            self._is_dirty = True
+        if not self.is_flush_due:
+            self.is_flush_due = True
             self._reactor.mark_dirty(self)
 
     def flush(self) -> None:
-        self._is_dirty = True  # what before_flush writes leaves below: no second round for it
+        self.is_flush_due = True  # what before_flush writes leaves below: no second round for it
         if self._state is _OPEN:
             try:
                 self._handler.before_flush()
             except Exception as error:
                 self._fail_by_handler(error)
                 raise
-        self._is_dirty = False
+        self.is_flush_due = False
         if not self._is_blocked and self._state is not _CLOSED:
             self._send()
             if self._was_congested:

@@ -264,6 +264,21 @@ def test_cutting_the_input_does_not_change_the_story(role: Role, script: list[St
         assert story(role, kind, script, [], cuts) == whole
 
 
+@given(
+    st.sampled_from([Role.CLIENT, Role.SERVER]),
+    steps(REQUESTS | RESPONSES),
+    ACTIONS,
+    st.lists(st.integers(1, 40) | st.integers(1, 20_000), max_size=5),
+)
+def test_pieces_tell_the_same_story_as_events(
+    role: Role, script: list[Step], actions: list[str], cuts: list[int]
+) -> None:
+    plain = story(role, "lean", script, actions, cuts)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Rig, "takes_pieces", True)
+        assert story(role, "lean", script, actions, cuts) == plain
+
+
 OPENINGS = st.sampled_from([b"", PREFACE, PREFACE + settings_frame(), settings_frame()])
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from tests.transport.http2.wire import (
@@ -13,12 +15,15 @@ from tests.transport.http2.wire import (
     SETTINGS,
     SETTINGS_ACK,
     WINDOW_UPDATE,
+    Frame,
     Rig,
     client,
     data,
     frame,
     merged,
     parse,
+    ping,
+    rst,
     server,
     settings,
     window_update,
@@ -253,6 +258,103 @@ def test_partial_data_is_delivered_before_its_frame_is_complete() -> None:
     (second,) = rig.gets(octets[509:])
     assert isinstance(second, DataReceived)
     assert (len(second.data), second.end_stream) == (500, True)
+
+
+def test_pieces_end_where_something_is_special() -> None:
+    rig = server("lean")
+    rig.gets(rig.headers(1, CONNECT), rig.headers(3, CONNECT))
+    plain = data(1, b"one") + data(3, b"two") + data(1, b"three")
+    for special in (
+        data(1, b"last", end=True),
+        data(1, b"padded", padding=3),
+        data(1),
+        data(5, b"nobody's"),
+        data(3, bytes(100))[:50],
+        data(3, b"x")[:9],
+        ping(),
+    ):
+        pieces, taken = rig.codec.receive_data(memoryview(plain + special))
+        assert [(stream, bytes(payload), size) for stream, payload, size in pieces] == [
+            (1, b"one", 3),
+            (3, b"two", 3),
+            (1, b"three", 5),
+        ]
+        assert taken == len(plain)
+
+
+def test_pieces_never_exceed_a_window() -> None:
+    rig = server("lean", Http2Settings(initial_window=70_000, connection_window=100_000))
+    rig.gets(rig.headers(1, CONNECT), rig.headers(3, CONNECT))
+    octets = b"".join(data(stream, bytes(10_000)) for stream in (1, 1, 1, 1, 1, 1, 1, 1, 3))
+    pieces, taken = rig.codec.receive_data(memoryview(octets))
+    assert (len(pieces), taken) == (7, 7 * 10_009)  # the stream's window
+    pieces, _ = rig.codec.receive_data(memoryview(data(3, bytes(10_000)) * 4))
+    assert len(pieces) == 3  # the connection's window
+
+
+def test_no_piece_amid_a_frame_or_before_the_preface() -> None:
+    rig = server("lean")
+    rig.gets(rig.headers(1, CONNECT))
+    whole = memoryview(data(1, b"piece"))
+    rig.gets(data(1, bytes(100))[:50])
+    assert rig.codec.receive_data(whole) == ((), 0)
+    rig.gets(bytes(59))
+    rig.gets(ping()[:5])
+    assert rig.codec.receive_data(whole) == ((), 0)
+    fresh = Rig(Role.SERVER, "lean")
+    assert fresh.codec.receive_data(whole) == ((), 0)
+
+
+def filling(payload: bytes) -> Callable[[memoryview], int]:
+    """A `read` that finds this waiting."""
+
+    def read(buffer: memoryview) -> int:
+        buffer[: len(payload)] = payload
+        return len(payload)
+
+    return read
+
+
+def test_message_is_read_and_framed_in_one_go(kind: CodecKind) -> None:
+    rig = server(kind)
+    rig.gets(rig.headers(1, CONNECT))
+    rig.codec.send_headers(1, OK)
+    rig.sent()
+    before = rig.codec.sendable(1)
+    assert rig.codec.send_message(1, filling(b"hello"), memoryview(bytearray(100)), 50) == 5
+    assert rig.sent() == [Frame(DATA, 0, 1, b"hello")]
+    assert rig.codec.sendable(1) == before - 5
+
+
+def test_large_message_stays_in_the_buffer_and_an_end_sends_nothing(kind: CodecKind) -> None:
+    rig = server(kind)
+    rig.gets(rig.headers(1, CONNECT))
+    rig.codec.send_headers(1, OK)
+    rig.sent()
+    before = rig.codec.sendable(1)
+    buffer = memoryview(bytearray(100))
+    assert rig.codec.send_message(1, filling(bytes(51)), buffer, 50) == 51
+    assert rig.codec.send_message(1, filling(b""), buffer, 50) == 0
+    assert rig.sent() == []
+    assert rig.codec.sendable(1) == before
+
+
+def test_message_is_not_read_when_the_windows_may_not_take_it(kind: CodecKind) -> None:
+    rig = server(kind)
+    rig.gets(rig.headers(1, CONNECT), rig.headers(3, CONNECT))
+    for stream in (1, 3):
+        rig.codec.send_headers(stream, OK)
+
+    def read(_: memoryview) -> int:
+        raise AssertionError("read without room")
+
+    assert rig.codec.send_message(1, read, memoryview(bytearray(65_536)), 50) == -1  # window: 65 535
+    rig.codec.send_data(1, bytes(65_000))
+    assert rig.codec.send_message(3, read, memoryview(bytearray(600)), 50) == -1  # the connection's
+    rig.gets(rst(3))
+    assert rig.codec.send_message(3, read, memoryview(bytearray(10)), 50) == -1
+    rig.codec.end_stream(1)
+    assert rig.codec.send_message(1, read, memoryview(bytearray(10)), 50) == -1
 
 
 def test_delivered_data_views_the_input() -> None:

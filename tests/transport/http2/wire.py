@@ -102,7 +102,12 @@ SETTINGS_ACK = frame(SETTINGS, ACK)
 
 
 class Rig:
-    """One codec and the hand-made peer's compression state."""
+    """One codec and the hand-made peer's compression state.
+
+    With `takes_pieces` all input goes through receive_data first, and its pieces come out as events.
+    """
+
+    takes_pieces = False
 
     def __init__(self, role: Role, kind: CodecKind, settings: Http2Settings | None = None) -> None:
         self.codec: Http2Codec = make_codec(role, settings, kind)
@@ -121,7 +126,12 @@ class Rig:
 
     def gets(self, *octets: bytes) -> list[Event]:
         """Feed this as one input."""
-        return self.codec.receive(b"".join(octets))
+        whole = memoryview(b"".join(octets))
+        if not self.takes_pieces:
+            return self.codec.receive(whole)
+        pieces, taken = self.codec.receive_data(whole)
+        events: list[Event] = [DataReceived(*piece, end_stream=False) for piece in pieces]
+        return events + self.codec.receive(whole[taken:])
 
     def sent(self) -> list[Frame]:
         """The frames the codec wants to send, and with that sends."""
