@@ -60,7 +60,7 @@ def orders(node: str, registry: Registry) -> list[pb.WaypointOrder]:
             addresses=source.addresses,
             trust_domain=settings.trust_domain,
             cluster_id=source.cluster or settings.cluster_id,
-            network=registry.network_of(source),
+            network=registry.places.network(source),
         )
         found.append(order)
     return found

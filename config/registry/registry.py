@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 from config import keys
 from config.compile.authorization import compile_policy, policy_key
-from config.compile.destinations import Endpoint, Treated, compile_destination, needs_endpoints
 from config.compile.peer_authentication import (
     Levels,
     policy_keys,
@@ -33,42 +32,32 @@ from config.compile.service import ServiceSurroundings, compile_service, service
 from config.compile.workload import Surroundings, compile_workload
 from config.errors import AddressesExhausted
 from config.kinds.core import is_true
-from config.kinds.service import traffic_scope
 from config.notes import Note, Reason
 from config.objects import (
     AuthorizationPolicy,
     Kind,
-    Locality,
     MeshObject,
     PeerAuthentication,
     Ref,
     Resolution,
     Service,
     ServiceEntry,
-    TrafficScope,
 )
 from config.registry.attachment import attach, candidates_on, ports_of, resolver
 from config.registry.object_index import WAYPOINT_SERVICE, Dirt, ObjectIndex, Place
-from config.registry.reach import Reach
+from config.registry.places import Places
 from config.registry.requirement import Reached, Serving, asks, asks_whole, requirement
 from config.registry.shared_policies import SharedPolicies
 from config.registry.target_ports import PortPairs, entry_ports, service_ports, slice_ports
+from config.registry.treatment import DestinationOf, Treatment
 from config.registry.virtual_addresses import VirtualAddresses
-from config.registry.virtual_attachment import Destinations, ServiceHost
+from config.registry.virtual_attachment import ServiceHost, TargetResolver
 from config.registry.waypoint_processes import WaypointWord, gateway_of
 from config.registry.waypoints import FOR_SERVICES, FOR_WORKLOADS, Enrolling, Enrolment, find_waypoint
 from config.registry.workload_source import Joining, WorkloadSource
 from config.settings import MeshSettings
 
-_NAMESPACE_NAME = "kubernetes.io/metadata.name"
 _ResourceKey = tuple[TypeUrl, str]
-
-
-@dataclass(frozen=True, slots=True)
-class DestinationOf:
-    """A service of the address book, as all waypoints that reach it see it."""
-
-    service: str
 
 
 # What is compiled at once: a workload by uid, a service or policy by its object, a destination.
@@ -108,8 +97,8 @@ class Registry:
         self._looked: dict[_Unit, tuple[Ref, ...]] = {}
         self._aliases: dict[str, set[str]] = {}
         self._required = SharedPolicies()
-        self.reach = Reach()
-        self._with_endpoints: set[str] = set()  # destinations that name workloads
+        self.places = Places(self.index, settings)
+        self.treatment = Treatment(self.index, self.places)
 
     # ---- changes ----
 
@@ -213,7 +202,7 @@ class Registry:
         if dirt.is_static_strict:
             made = [static_strict(self._settings)] if self.index.peers else []
             self._settle("static strict", (made, ()), touched)
-        destinations = set(self.reach.named(dirt.rule_hosts))
+        destinations = self.treatment.rules_changed(dirt.rule_hosts)
         for service in sorted(dirt.services):
             destinations |= self._settle_service(service, touched)
         for uid in sorted(dirt.workloads):
@@ -221,24 +210,28 @@ class Registry:
         for name, required in self._required.changed():
             touched[(AUTHORIZATION, name)] = required
         for name in sorted(destinations):
-            self._settle(DestinationOf(name), (self._destination(name, touched), ()), touched)
+            made = self.treatment.compile(name, lambda uid: self._current(uid, touched))
+            self._settle(DestinationOf(name), (made, ()), touched)
         return self._commit(touched, dirt.forced)
 
     def _settle_service(self, ref: Ref, touched: _Touched) -> set[str]:
-        """Returns the destinations that may be others now."""
+        """Returns the services whose destinations may be others now."""
         before = self._outputs.get(ref, ())
         outcome = self._service(ref)
         self._settle(ref, outcome, touched)
-        routes = [each for each in outcome[0] if each.type_url == SERVICE_ROUTES]
         names = {key[1] for key in (*before, *self._outputs.get(ref, ())) if key[0] == ADDRESS}
-        return {name for name in names if name in self.reach} | self.reach.put(ref, routes)
+        return self.treatment.service_changed(ref, names, outcome[0])
 
     def _settle_workload(self, uid: str, touched: _Touched) -> set[str]:
-        """Returns the destinations that name workloads of a service it was or is in."""
+        """Returns the services whose destinations may be others now."""
         before = self.resources[ADDRESS].get(uid)
         self._settle(uid, self._workload(uid), touched)
-        services = {name for each in (before, touched.get((ADDRESS, uid))) if each for name in each.services}
-        return services & self._with_endpoints
+        return self.treatment.workload_changed(before, touched.get((ADDRESS, uid)))
+
+    def _current(self, uid: str, touched: _Touched) -> Resource | None:
+        """A workload as it will be once the changes are committed."""
+        key = (ADDRESS, uid)
+        return touched[key] if key in touched else self.resources[ADDRESS].get(uid)
 
     def _settle(
         self,
@@ -344,8 +337,8 @@ class Registry:
             around = ServiceSurroundings(
                 hostname=host,
                 addresses=addresses,
-                network=self._mesh_network(),
-                scope=self._scope(service),
+                network=self.places.mesh_network(),
+                scope=self.places.scope(service),
                 waypoint=enrolment.address,
                 weighted_waypoints=enrolment.weighted,
                 is_canonical=isinstance(service, Service) or self._is_canonical(ref, host, addresses),
@@ -365,7 +358,7 @@ class Registry:
         return compile_routes(
             ServedService(ref.namespace, host, waypoints, addresses),
             attach(self.index, at, ports_of(service), candidates_on(self.index, at)).ports,
-            Resolvers(resolver(self.index), Destinations(self.index, at.waypoint_namespaces).resolve),
+            Resolvers(resolver(self.index), TargetResolver(self.index, at.waypoint_namespaces).resolve),
         )
 
     def enrolling(self, service: Service | ServiceEntry) -> Enrolling:
@@ -375,7 +368,7 @@ class Registry:
             meta.ref,
             meta.labels,
             meta.namespace,
-            self._namespace_labels(meta.namespace),
+            self.places.namespace_labels(meta.namespace),
             FOR_SERVICES,
             meta.annotations,
             namespace.meta.annotations if namespace is not None else {},
@@ -383,7 +376,7 @@ class Registry:
 
     def enrolment(self, service: Service | ServiceEntry) -> Enrolment:
         """Which waypoints a service goes through; looked up anew."""
-        return find_waypoint(self.enrolling(service), self.index, self._mesh_network())
+        return find_waypoint(self.enrolling(service), self.index, self.places.mesh_network())
 
     def _is_canonical(self, ref: Ref, host: str, addresses: tuple[str, ...]) -> bool:
         """An entry never stands before a Service of the same hostname or address, in any namespace."""
@@ -410,80 +403,13 @@ class Registry:
             notes.append(Note(service.meta.ref, Reason.NO_ADDRESS, error.text))
             return ()
 
-    def _scope(self, service: Service | ServiceEntry) -> TrafficScope:
-        if isinstance(service, Service) and service.traffic_scope is not None:
-            return service.traffic_scope
-        namespace = self.index.namespace(service.meta.namespace)
-        own = service.meta.annotations.get(keys.TRAFFIC_DISTRIBUTION)
-        inherited = namespace.meta.annotations.get(keys.TRAFFIC_DISTRIBUTION) if namespace else None
-        return traffic_scope(own if own is not None else inherited or "")
-
     def _ingress(self, service: Service | ServiceEntry) -> bool:
         own = service.meta.labels.get(keys.INGRESS_USE_WAYPOINT)
         return is_true(
             own
             if own is not None
-            else self._namespace_labels(service.meta.namespace).get(keys.INGRESS_USE_WAYPOINT)
+            else self.places.namespace_labels(service.meta.namespace).get(keys.INGRESS_USE_WAYPOINT)
         )
-
-    # -- destinations --
-
-    def _destination(self, name: str, touched: _Touched) -> list[Resource]:
-        """One for each namespace with a waypoint that sends to the service."""
-        self._with_endpoints.discard(name)
-        waypoints = self.reach.waypoints(name)
-        owner = self.index.owner_of(name)
-        service = self.index.service(owner) if owner is not None else None
-        if not waypoints or service is None:
-            return []
-        namespace, _, hostname = name.partition("/")
-        endpoints: tuple[Endpoint, ...] | None = None
-        made: list[Resource] = []
-        for waypoint_namespace, members in waypoints.items():
-            rules = self.index.rules.effective(hostname, namespace, waypoint_namespace)
-            if needs_endpoints(rules.policies, rules.subsets):
-                self._with_endpoints.add(name)
-                endpoints = self._endpoints(name, service, touched) if endpoints is None else endpoints
-            made.append(
-                compile_destination(
-                    Treated(
-                        namespace,
-                        hostname,
-                        waypoint_namespace,
-                        members,
-                        rules.policies,
-                        rules.subsets,
-                        self._scope(service),
-                        isinstance(service, ServiceEntry) and service.resolution is Resolution.NONE,
-                        endpoints or (),
-                    )
-                )
-            )
-        return made
-
-    def _endpoints(
-        self, name: str, service: Service | ServiceEntry, touched: _Touched
-    ) -> tuple[Endpoint, ...]:
-        found: list[Endpoint] = []
-        for uid in sorted(self.index.members(service.meta.ref, service)):
-            key = (ADDRESS, uid)
-            compiled = touched[key] if key in touched else self.resources[ADDRESS].get(uid)
-            if compiled is not None and name in compiled.services:
-                found.append(Endpoint(uid, self._place_labels(self.index.sources[uid])))
-        return tuple(found)
-
-    def _place_labels(self, source: WorkloadSource) -> Mapping[str, str]:
-        """Its labels, and where it is in the words of labels."""
-        place = self._locality(source)
-        places = {
-            keys.NETWORK: self.network_of(source),
-            keys.CLUSTER: source.cluster or self._settings.cluster_id,
-            keys.REGION: place.region,
-            keys.ZONE: place.zone,
-            keys.SUBZONE: place.subzone,
-            keys.HOSTNAME: source.node,
-        }
-        return {**source.labels, **{key: value for key, value in places.items() if value}}
 
     # -- workloads --
 
@@ -504,8 +430,8 @@ class Registry:
         of = gateway_of(source)
         self._look(uid, (*enrolment.looked, *looked, *((of,) if of is not None else ())))
         around = Surroundings(
-            network=self.network_of(source),
-            locality=self._locality(source),
+            network=self.places.network(source),
+            locality=self.places.locality(source),
             services={name: each.ports for name, each in sorted(_by_name(joined), key=lambda pair: pair[0])},
             policies=(
                 *(self._policies(source) if source.has_policies else ()),
@@ -521,15 +447,15 @@ class Registry:
         """Which waypoints connections to the workload's own address go through; looked up anew."""
         if not source.may_have_waypoint:
             return Enrolment()
-        labels = self._namespace_labels(source.owner.namespace)
+        labels = self.places.namespace_labels(source.owner.namespace)
         enrolling = Enrolling(source.owner, source.labels, source.owner.namespace, labels, FOR_WORKLOADS)
-        return find_waypoint(enrolling, self.index, self._mesh_network())
+        return find_waypoint(enrolling, self.index, self.places.mesh_network())
 
     def _requirement(
         self, source: WorkloadSource, own: Enrolment, joined: list[_Joined]
     ) -> tuple[Resource | None, tuple[Ref, ...]]:
         """The policy for `mycelia.io/waypoint-required`, and the Gateways that it depends on."""
-        labels = self._namespace_labels(source.namespace)
+        labels = self.places.namespace_labels(source.namespace)
         if not asks_whole(source, labels) and not any(asks(each.service.meta.labels) for each in joined):
             return None, ()
         serving = [
@@ -606,7 +532,7 @@ class Registry:
     # -- shared --
 
     def _enrol(self, unit: _Unit, enrolling: Enrolling) -> Enrolment:
-        enrolment = find_waypoint(enrolling, self.index, self._mesh_network())
+        enrolment = find_waypoint(enrolling, self.index, self.places.mesh_network())
         self._look(unit, enrolment.looked)
         return enrolment
 
@@ -621,25 +547,3 @@ class Registry:
             self._looked[unit] = looked
             for gateway in looked:
                 self._lookers.setdefault(gateway, set()).add(unit)
-
-    def _namespace_labels(self, name: str) -> Mapping[str, str]:
-        namespace = self.index.namespace(name)
-        labels = namespace.meta.labels if namespace is not None else {}
-        return labels if _NAMESPACE_NAME in labels else {**labels, _NAMESPACE_NAME: name}
-
-    def _mesh_network(self) -> str:
-        root = self.index.namespace(self._settings.root_namespace)
-        return (root.meta.labels.get(keys.NETWORK, "") if root else "") or self._settings.network
-
-    def network_of(self, source: WorkloadSource) -> str:
-        return (
-            source.network
-            or self._namespace_labels(source.namespace).get(keys.NETWORK, "")
-            or self._mesh_network()
-        )
-
-    def _locality(self, source: WorkloadSource) -> Locality:
-        place = source.locality
-        if not place and source.node and (node := self.index.node(source.node)) is not None:
-            place = node.locality
-        return Locality(place.region, place.zone, source.subzone) if source.subzone else place

@@ -56,7 +56,7 @@ def _services(registry: Registry, rule: DestinationRule) -> Iterator[tuple[str, 
 def _verdicts(registry: Registry, rule: DestinationRule, name: str) -> Iterator[tuple[Reason, str]]:
     """As the waypoints of each namespace see it."""
     namespace, _, hostname = name.partition("/")
-    reached = registry.reach.waypoints(name)
+    reached = registry.treatment.reach.waypoints(name)
     if not reached:
         yield Reason.WAITING_FOR_WAYPOINT, "no waypoint sends there: nothing applies the rule"
     for waypoint_namespace in reached:

@@ -62,7 +62,7 @@ def routes_of(index: ObjectIndex, virtual: VirtualService) -> VirtualRoutes:
     return VirtualRoutes(meta.namespace, name, merged(index, virtual).parts, virtual.tls, virtual.tcp)
 
 
-class Destinations:
+class TargetResolver:
     """Resolves destinations for the waypoints of certain namespaces."""
 
     def __init__(self, index: ObjectIndex, waypoint_namespaces: Iterable[str]) -> None:
@@ -97,12 +97,12 @@ def _default_port(service: Service | ServiceEntry, called_port: int) -> int:
 
 
 def unresolved_targets(
-    destinations: Destinations, parts: Iterable[tuple[str, HostTarget]], ports: Iterable[int]
+    resolver: TargetResolver, parts: Iterable[tuple[str, HostTarget]], ports: Iterable[int]
 ) -> Iterator[str]:
     """Why (namespace, destination) pairs lead nowhere, for any of the ports that may be called."""
     called = tuple(ports)
     for namespace, target in parts:
         problems = {
-            problem for port in called if (problem := destinations.resolve(namespace, target, port).problem)
+            problem for port in called if (problem := resolver.resolve(namespace, target, port).problem)
         }
         yield from sorted(problems)

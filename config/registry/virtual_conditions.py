@@ -10,8 +10,8 @@ from config.registry.attachment import ServicePort, attach, candidates_on, ports
 from config.registry.host_index import is_matched, resolve_host
 from config.registry.registry import Registry
 from config.registry.virtual_attachment import (
-    Destinations,
     ServiceHost,
+    TargetResolver,
     merged,
     refusal_of,
     unresolved_targets,
@@ -140,7 +140,7 @@ def _resolved(
     namespaces = {name for at, _ in places for name in at.waypoint_namespaces or (at.service.namespace,)}
     ports = sorted({port.number for _, service in places for port in ports_of(service)})
     problems = dict.fromkeys(
-        unresolved_targets(Destinations(registry.index, namespaces), _targets(registry, virtual), ports)
+        unresolved_targets(TargetResolver(registry.index, namespaces), _targets(registry, virtual), ports)
     )
     if problems:
         text = f"{'; '.join(problems)}; requests that go there get 503"
