@@ -2,7 +2,7 @@
 
 The sender gets credit only for what the other side took; what it did not take is kept, and bounded by what
 the sender may send without credit. After `keep`, what was sent is remembered up to a bound, so that it can be
-sent once more elsewhere.
+sent once more elsewhere; all pipes of a worker together remember no more than a `ReplayBudget`.
 """
 
 from __future__ import annotations
@@ -25,10 +25,20 @@ class BodySink(Protocol):
     def send_headers(self, stream_id: int, headers: list[Header], end_stream: bool) -> None: ...
 
 
+class ReplayBudget:
+    """What all pipes of a worker may remember together. At the bound a request is not repeated."""
+
+    __slots__ = ("left_bytes",)
+
+    def __init__(self, whole_bytes: int) -> None:
+        self.left_bytes = whole_bytes
+
+
 class BodyPipe:
     """From `source` to `sink`, which may come later (`connect`) or change (`rewind`)."""
 
     __slots__ = (
+        "_budget",
         "_held",
         "_replay",
         "_replay_room",
@@ -52,6 +62,7 @@ class BodyPipe:
         self._held: deque[memoryview] | None = None
         self._replay: list[bytes] | None = []  # nothing was sent, so nothing is missing
         self._replay_room = 0
+        self._budget: ReplayBudget | None = None
         self.trailers: list[Header] | None = None
         self.body_bytes = 0
         self.held_bytes = 0
@@ -64,9 +75,10 @@ class BodyPipe:
         """All is received and nothing is left to send: headers can end the stream."""
         return self.is_all_received and not self._held and self.trailers is None
 
-    def keep(self, room_bytes: int) -> None:
-        """Remember so much of what is sent; called before anything was."""
+    def keep(self, room_bytes: int, budget: ReplayBudget) -> None:
+        """Remember so much of what is sent; called before anything was. `settle` gives all of it back."""
         self._replay_room = room_bytes
+        self._budget = budget
 
     @property
     def can_rewind(self) -> bool:
@@ -145,17 +157,21 @@ class BodyPipe:
             size = sum(map(len, replay))
             self.held_bytes += size
             self._replay_room += size
+            if self._budget is not None:
+                self._budget.left_bytes += size
             self._source = _Credited(self._source, size)
 
     def settle(self) -> None:
-        """There will be no other sink: remember nothing."""
-        self._replay = None
+        """There will be no other sink: remember nothing. Idempotent."""
+        replay, self._replay = self._replay, None
+        if replay and self._budget is not None:
+            self._budget.left_bytes += sum(map(len, replay))
 
     def discard(self) -> None:
         """Take all that still comes and send none of it."""
         self._sink = None
         self.is_discarding = True
-        self._replay = None
+        self.settle()
         self.trailers = None
         held, self._held = self._held, None
         if held:
@@ -194,12 +210,13 @@ class BodyPipe:
                 sink.send_data(self._sink_id, b"", True)
 
     def _remember(self, piece: bytes) -> None:
-        replay = self._replay
+        replay, budget, size = self._replay, self._budget, len(piece)
         assert replay is not None
-        self._replay_room -= len(piece)
-        if self._replay_room < 0:
-            self._replay = None
+        self._replay_room -= size
+        if self._replay_room < 0 or budget is None or budget.left_bytes < size:
+            self.settle()
         else:
+            budget.left_bytes -= size
             replay.append(piece)
 
 

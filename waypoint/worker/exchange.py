@@ -137,7 +137,7 @@ class Exchange:
             self.respond(plan)
             return
         self.plan = plan
-        self.request_pipe.keep(plan.replay_bytes)
+        self.request_pipe.keep(plan.replay_bytes, proxy.replay_budget)
         if plan.shadows and not request.upgrade:
             self._start_shadows(plan.shadows)
         if plan.delay_s:
@@ -430,6 +430,7 @@ class Exchange:
 
     def _finish(self) -> None:
         self._is_over = True
+        self.request_pipe.settle()
         if self._timer is not None:
             self._timer.cancel()
         if self._idle_timer is not None:

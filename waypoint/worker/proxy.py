@@ -18,6 +18,7 @@ from transport.http2.events import Header
 from transport.http2.settings import Role
 from transport.http_path import PathNormalization
 from transport.reactor import Reactor, Timer
+from waypoint.worker.body_pipe import ReplayBudget
 from waypoint.worker.byte_stream import ByteStream
 from waypoint.worker.dial import Dialler
 from waypoint.worker.exchange import Exchange
@@ -42,6 +43,7 @@ class ProxySettings:
 
     idle_s: float = 3600.0  # a client's connection without a request (waypoint-facts 4)
     codec: http1.CodecKind = "lean"
+    replay_bytes: int = 64 << 20  # of bodies kept for another try, all requests together
     normalization: PathNormalization = PathNormalization.BASE
 
 
@@ -91,6 +93,7 @@ class Proxy:
         self.connections: dict[HttpConnection, None] = {}
         self.relays: dict[object, Callable[[], None]] = {}  # sniffers and relays -> how to end them
         self.shadows: dict[Shadow, None] = {}
+        self.replay_budget = ReplayBudget(self.settings.replay_bytes)
         self._is_draining = False
         self._sweep_timer: Timer | None = None
 

@@ -159,6 +159,24 @@ def test_a_body_beyond_the_buffer_is_not_repeated_and_the_details_say_so() -> No
         assert (outcome.attempts, outcome.details) == (1, "request_payload_exceeded_retry_buffer_limit")
 
 
+def test_what_is_kept_for_retries_is_bounded_for_all_together_and_given_back() -> None:
+    policy = pb.RetryPolicy(attempts=1, on=["5xx"])
+    with (
+        App("a", once_then(500)) as app,
+        Waypoint(web_service(), endpoint("a", app.port), routes(rule("r", retries=policy))) as waypoint,
+    ):
+        budget = waypoint.proxy.replay_budget
+        whole = budget.left_bytes
+        assert waypoint.get("/1", "POST", bytes(200_000))[0] == 200
+        waypoint.log.until(lambda log: len(log.exchanges) == 1)
+        assert budget.left_bytes == whole
+        budget.left_bytes = 100_000
+        assert waypoint.get("/2", "POST", bytes(200_000))[0] == 500
+        assert waypoint.get("/3", "POST", bytes(50_000))[0] == 200
+        waypoint.log.until(lambda log: len(log.exchanges) == 3)
+        assert budget.left_bytes == 100_000
+
+
 def test_retries_are_bounded_by_the_budget() -> None:
     policy = pb.RetryPolicy(attempts=3, on=["5xx"], backoff=seconds(0.001))
     limits = pb.TrafficPolicy(retry_budget=pb.RetryBudget(percent=20, minimum_concurrency=0))
