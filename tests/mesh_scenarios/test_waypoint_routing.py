@@ -186,8 +186,8 @@ def test_changes_of_routes_and_endpoints_under_load_lose_no_request(
     assert sum(sum(each.statuses.values()) for each in loads) > 200
 
 
-def test_a_workloads_own_address_leads_through_its_waypoint(mesh: Mesh, client: Workload, shop: Shop) -> None:
-    assert shop
+@pytest.mark.usefixtures("shop")  # and its waypoint
+def test_a_workloads_own_address_leads_through_its_waypoint(mesh: Mesh, client: Workload) -> None:
     pod = mesh.add("lonely", "beta", labels={"istio.io/use-waypoint": "gate"})
     serve(mesh, pod, "lonely")
 
@@ -206,8 +206,8 @@ def test_a_workloads_own_address_leads_through_its_waypoint(mesh: Mesh, client: 
     assert headers["server"] == "mycelia"
 
 
-def test_plain_tcp_passes_the_waypoint(mesh: Mesh, client: Workload, shop: Shop) -> None:
-    assert shop
+@pytest.mark.usefixtures("shop")
+def test_plain_tcp_passes_the_waypoint(mesh: Mesh, client: Workload) -> None:
     backend = mesh.add("raw", "beta")
     document = shop_document("raw", ("10.78.0.60",), "gate")
     document["spec"]["ports"] = [{"name": "tcp-raw", "port": 9000, "targetPort": 9000}]
