@@ -43,6 +43,7 @@ class Reason(enum.Enum):
     INVALID_FILTER = "InvalidFilter"
     BACKEND_NOT_FOUND = "BackendNotFound"
     INVALID_KIND = "InvalidKind"
+    TARGET_NOT_FOUND = "TargetNotFound"
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from datetime import datetime
 from typing import Final
 
 from config.routing_rules import GrpcRule, HttpRule, ParentRef, StreamRule
-from config.traffic_policies import NO_POLICIES, PolicySet, Subset
+from config.traffic_policies import NO_POLICIES, Budget, PolicySet, Subset
 from config.virtual_routes import HttpPart, StreamPart
 
 
@@ -39,6 +39,8 @@ class Kind(enum.Enum):
     REFERENCE_GRANT = "ReferenceGrant"
     VIRTUAL_SERVICE = "VirtualService"
     DESTINATION_RULE = "DestinationRule"
+    BACKEND_TRAFFIC_POLICY = "XBackendTrafficPolicy"
+    BACKEND_TLS_POLICY = "BackendTLSPolicy"
 
 
 ROUTE_KINDS: Final = frozenset({"HTTPRoute", "GRPCRoute", "TCPRoute", "TLSRoute"})
@@ -422,6 +424,34 @@ class DestinationRule:
     is_for_workloads: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class BackendTarget:
+    """A Service or ServiceEntry of the policy's namespace; `section` is a port's name, empty for all."""
+
+    kind: str
+    name: str
+    section: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class BackendTrafficPolicy:
+    meta: Meta
+    targets: tuple[BackendTarget, ...] = ()
+    budget: Budget | None = None
+    unsupported: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class BackendTlsPolicy:
+    """Whom connections to the targets would have to trust is not kept: they are refused."""
+
+    meta: Meta
+    targets: tuple[BackendTarget, ...] = ()
+
+
+BackendPolicy = BackendTrafficPolicy | BackendTlsPolicy
+
+
 MeshObject = (
     Namespace
     | Node
@@ -442,4 +472,6 @@ MeshObject = (
     | ReferenceGrant
     | VirtualService
     | DestinationRule
+    | BackendTrafficPolicy
+    | BackendTlsPolicy
 )

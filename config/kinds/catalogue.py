@@ -16,6 +16,7 @@ from pydantic_core import ErrorDetails
 
 from config.findings import Finding, Severity, choices, describe, did_you_mean, mismatch
 from config.kinds.authorization_policy import AuthorizationPolicy
+from config.kinds.backend_policies import BackendTLSPolicy, XBackendTrafficPolicy
 from config.kinds.core import Namespace, Node, ServiceAccount
 from config.kinds.destination_rule import DestinationRule
 from config.kinds.endpoint_slice import EndpointSlice
@@ -53,6 +54,8 @@ ReadManifest = (
     | ReferenceGrant
     | VirtualService
     | DestinationRule
+    | XBackendTrafficPolicy
+    | BackendTLSPolicy
 )
 
 MAX_FINDINGS: Final = 20
@@ -91,6 +94,8 @@ _CATALOGUE: Final[Mapping[str, _Entry]] = {
         _Entry(GRPCRoute, _GATEWAY, ("v1", "v1alpha2")),
         _Entry(TCPRoute, _GATEWAY, ("v1", "v1alpha2")),
         _Entry(TLSRoute, _GATEWAY, ("v1", "v1alpha3", "v1alpha2")),
+        _Entry(BackendTLSPolicy, _GATEWAY, ("v1", "v1alpha3")),
+        _Entry(XBackendTrafficPolicy, "gateway.networking.x-k8s.io", ("v1alpha1",)),
         _Entry(ReferenceGrant, _GATEWAY, ("v1", "v1beta1", "v1alpha2")),
     )
 }

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from config.kinds.gateway import WAYPOINT_CLASS
 from config.notes import Condition, Note, Reason
 from config.objects import (
+    BackendTlsPolicy,
+    BackendTrafficPolicy,
     DestinationRule,
     Gateway,
     GatewayClass,
@@ -26,6 +28,7 @@ from config.objects import (
     WorkloadEntry,
 )
 from config.registry.attachment import attach, candidates_on, ports_of, speaks_of, unresolved
+from config.registry.backend_conditions import of_backend_policy
 from config.registry.object_index import WAYPOINT_SERVICE
 from config.registry.registry import Registry
 from config.registry.requirement_conditions import requirement_conditions
@@ -59,6 +62,8 @@ def conditions(registry: Registry) -> list[Condition]:
                 found += _of_route(registry, route)
             case VirtualService() as virtual:
                 found += of_virtual_service(registry, virtual)
+            case BackendTrafficPolicy() | BackendTlsPolicy() as policy:
+                found += of_backend_policy(registry, policy)
             case DestinationRule() as rule:
                 found += of_destination_rule(registry, rule)
             case _:

@@ -28,6 +28,7 @@ from config.objects import (
     TrafficScope,
 )
 from config.registry import workload_source
+from config.registry.backend_policies import BackendPolicies
 from config.registry.host_index import is_matched
 from config.registry.route_index import RouteIndex
 from config.registry.rule_index import RuleIndex
@@ -82,6 +83,7 @@ class ObjectIndex:
         self.routes = RouteIndex()
         self.virtual = VirtualIndex(settings.cluster_domain)
         self.rules = RuleIndex(settings, self.objects.get)
+        self.backend_policies = BackendPolicies(self.objects.get)
         self._replicas: dict[Place, set[str]] = {}  # waypoint -> its workloads
         self._words = WaypointWords()
         # Address -> Services and ServiceEntries that name it themselves.
@@ -283,6 +285,10 @@ class ObjectIndex:
             case Kind.DESTINATION_RULE.value:
                 self._file(ref, new)
                 self._rules_changed(self.rules.put(ref, new), dirt)
+            case Kind.BACKEND_TRAFFIC_POLICY.value | Kind.BACKEND_TLS_POLICY.value:
+                self._file(ref, new)
+                for service in self.backend_policies.put(ref, new):
+                    dirt.rule_hosts.update(self.hosts_of(self.objects.get(service)))
             case Kind.ENDPOINT_SLICE.value:
                 self._replace_slice(ref, old, new, dirt)
             case Kind.AUTHORIZATION_POLICY.value:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from config.compile.destinations import Endpoint, Treated, compile_destination, needs_endpoints
 from config.compile.resource import SERVICE_ROUTES, Resource
 from config.objects import Ref, Resolution, Service, ServiceEntry
+from config.registry.backend_policies import below
 from config.registry.object_index import ObjectIndex
 from config.registry.places import Places
 from config.registry.reach import Reach
@@ -66,8 +67,9 @@ class Treatment:
     ) -> Resource:
         namespace, _, hostname = name.partition("/")
         rules = self._index.rules.effective(hostname, namespace, waypoint_namespace)
+        policies = below(rules.policies, self._index.backend_policies.said_of(service))
         endpoints: tuple[Endpoint, ...] = ()
-        if needs_endpoints(rules.policies, rules.subsets):
+        if needs_endpoints(policies, rules.subsets):
             self._with_endpoints.add(name)
             endpoints = self._endpoints(name, service, compiled)
         return compile_destination(
@@ -76,7 +78,7 @@ class Treatment:
                 hostname,
                 waypoint_namespace,
                 waypoints,
-                rules.policies,
+                policies,
                 rules.subsets,
                 self._places.scope(service),
                 isinstance(service, ServiceEntry) and service.resolution is Resolution.NONE,

@@ -25,7 +25,7 @@ def test_its_manifests_are_accepted_and_there_is_one_of_every_kind() -> None:
 def test_its_table_of_kinds_is_complete() -> None:
     rows = dict(
         re.findall(
-            r"^\| (\w+) \| ([\w./, ]+?) \| ", TEXT.partition("## Kinds")[2].partition("###")[0], re.MULTILINE
+            r"^\| (\w+) \| ([\w./, -]+?) \| ", TEXT.partition("## Kinds")[2].partition("###")[0], re.MULTILINE
         )
     )
     del rows["kind"]

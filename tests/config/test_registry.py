@@ -19,6 +19,9 @@ from config.compile.resource import (
 from config.objects import (
     AllowedFrom,
     AuthorizationPolicy,
+    BackendTarget,
+    BackendTlsPolicy,
+    BackendTrafficPolicy,
     DestinationRule,
     Endpoint,
     EndpointSlice,
@@ -373,7 +376,26 @@ traffic = st.one_of(
         is_for_workloads=st.sampled_from([False, False, True]),
     ),
 )
-any_objects = st.one_of(mesh_objects, traffic)
+backend_targets = st.lists(
+    st.builds(
+        BackendTarget,
+        kind=st.sampled_from(["Service", "Service", "ServiceEntry"]),
+        name=names,
+        section=st.sampled_from(["", "", "http"]),
+    ),
+    min_size=1,
+    max_size=2,
+).map(tuple)
+backend_policies = st.one_of(
+    st.builds(
+        BackendTrafficPolicy,
+        metas(Kind.BACKEND_TRAFFIC_POLICY),
+        targets=backend_targets,
+        budget=st.sampled_from([None, Budget()]),
+    ),
+    st.builds(BackendTlsPolicy, metas(Kind.BACKEND_TLS_POLICY), targets=backend_targets),
+)
+any_objects = st.one_of(mesh_objects, mesh_objects, traffic, backend_policies)
 captures = st.sets(st.tuples(spaces, names), max_size=3)
 steps = st.one_of(
     st.tuples(st.just("put"), st.lists(any_objects, min_size=1, max_size=2)),

@@ -189,11 +189,11 @@ def test_cors_of_a_virtual_service() -> None:
         mesh = mesh_of({"v1": app.port}, virtual(f"{cors}, route: [{{destination: {{host: web}}}}]"))
         asked = {"access_control_request_method": "PUT"}
         with running(mesh) as proxy:
-            status, headers, _ = proxy.get("/", "OPTIONS", origin="https://a.b", **asked)
+            status, headers, _ = proxy.get("/", "OPTIONS", None, origin="https://a.b", **asked)
             assert (status, headers["access-control-allow-methods"]) == (200, "GET,PUT")
             assert headers["access-control-max-age"] == "60"
             assert app.seen == []
-            proxy.get("/", "OPTIONS", origin="https://evil.example", **asked)
+            proxy.get("/", "OPTIONS", None, origin="https://evil.example", **asked)
             assert len(app.seen) == 1
 
 
