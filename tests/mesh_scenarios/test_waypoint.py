@@ -14,10 +14,9 @@ import pytest
 
 from mesh.lab.network import Place, Workload
 from tests.kit.mesh import ROOT, SOCKET_S, Mesh, Waypoint
+from tests.kit.shop import PORT, USE_WAYPOINT, Answer, ask, serve, service_document
 
 pytestmark = pytest.mark.namespaces
-
-PORT = 80
 
 
 @pytest.fixture(name="mesh", scope="module")
@@ -36,22 +35,6 @@ def _waypoint(mesh: Mesh) -> Waypoint:
     return mesh.add_waypoint("gate", "beta", MYCELIA_ACCESS_LOG="json")
 
 
-def serve(mesh: Mesh, workload: Workload, name: str) -> None:
-    """An HTTP server that answers with what it saw, until the lab ends."""
-    mesh.lab.popen(
-        workload,
-        [sys.executable, "-m", "tests.kit.echo_http", str(PORT), name],
-        cwd=ROOT,
-        log=mesh.directory / f"{workload.name}-http.log",
-    )
-    mesh.wait(f"the server {name}", lambda: listens(mesh, workload))
-
-
-def listens(mesh: Mesh, place: Place) -> bool:
-    listing = mesh.lab.run(place, ["ss", "-Hltn", f"sport = :{PORT}"], check=False)
-    return bool(listing.stdout.strip())
-
-
 class Shop:
     """A service with two versions behind it, enrolled in the waypoint by its label."""
 
@@ -66,38 +49,12 @@ class Shop:
         self.vip6 = "fd78::50"
         mesh.apply("shop", shop_document("shop", (self.vip, self.vip6), waypoint))
 
-    def ask(self, client: Place, path: str = "/", **headers: str) -> tuple[int, dict[str, str], Any]:
-        connection = http.client.HTTPConnection(self.vip, PORT, timeout=SOCKET_S)
-        try:
-            with self.mesh.lab.entered(client):
-                connection.connect()
-            connection.request("GET", path, headers=headers)
-            answer = connection.getresponse()
-            body = answer.read()
-            told = json.loads(body) if body.startswith(b"{") else body.decode()
-            return answer.status, {key.lower(): value for key, value in answer.getheaders()}, told
-        finally:
-            connection.close()
+    def ask(self, client: Place, path: str = "/", **headers: str) -> Answer:
+        return ask(self.mesh, client, self.vip, path, **headers)
 
 
 def shop_document(name: str, vips: tuple[str, ...], waypoint: str) -> dict[str, Any]:
-    return {
-        "apiVersion": "v1",
-        "kind": "Service",
-        "metadata": {
-            "name": name,
-            "namespace": "default",
-            "labels": {"istio.io/use-waypoint": waypoint},
-        },
-        "spec": {
-            "clusterIP": vips[0],
-            "clusterIPs": list(vips),
-            "ipFamilies": ["IPv6" if ":" in vip else "IPv4" for vip in vips],
-            "ipFamilyPolicy": "RequireDualStack" if len(vips) > 1 else "SingleStack",
-            "selector": {"shop": "yes"},
-            "ports": [{"name": "http", "port": PORT, "targetPort": PORT}],
-        },
-    }
+    return service_document(name, vips, {"shop": "yes"}, labels={USE_WAYPOINT: waypoint})
 
 
 @pytest.fixture(name="shop", scope="module")
@@ -106,7 +63,7 @@ def _shop(mesh: Mesh, waypoint: Waypoint, client: Workload) -> Shop:
 
     def is_enrolled() -> bool:
         try:
-            return "x-envoy-upstream-service-time" in shop.ask(client)[1]
+            return "x-envoy-upstream-service-time" in shop.ask(client).headers
         except OSError:
             return False
 
@@ -117,10 +74,10 @@ def _shop(mesh: Mesh, waypoint: Waypoint, client: Workload) -> Shop:
 def test_requests_pass_the_waypoint_and_each_side_sees_its_neighbour(
     mesh: Mesh, client: Workload, waypoint: Waypoint, shop: Shop
 ) -> None:
-    status, headers, told = shop.ask(client, "/a?b=c")
-    assert (status, told["target"]) == (200, "/a?b=c")
-    assert headers["server"] == "mycelia"
-    assert told["peer"] == waypoint.workload.ipv4
+    answer = shop.ask(client, "/a?b=c")
+    assert (answer.status, answer.told["target"]) == (200, "/a?b=c")
+    assert answer.headers["server"] == "mycelia"
+    assert answer.peer == waypoint.workload.ipv4
     identity = f"spiffe://cluster.local/ns/default/sa/{waypoint.name}"
     outbound = mesh.wait_access_log("alpha", src_workload=client.name, dst_workload=waypoint.name)
     assert outbound["dst.identity"] == identity
@@ -160,10 +117,10 @@ def test_a_route_decides_by_header(mesh: Mesh, client: Workload, shop: Shop) -> 
         },
     )
     headers = {"x-version": "2"}
-    mesh.wait("the route", lambda: all(shop.ask(client, **headers)[2]["name"] == "v2" for _ in range(5)))
-    assert {shop.ask(client)[2]["name"] for _ in range(10)} == {"v1"}
+    mesh.wait("the route", lambda: all(shop.ask(client, **headers).told["name"] == "v2" for _ in range(5)))
+    assert {shop.ask(client).told["name"] for _ in range(10)} == {"v1"}
     mesh.withdraw("route")
-    mesh.wait("no route", lambda: {shop.ask(client)[2]["name"] for _ in range(10)} == {"v1", "v2"})
+    mesh.wait("no route", lambda: {shop.ask(client).told["name"] for _ in range(10)} == {"v1", "v2"})
 
 
 def test_a_request_in_flight_survives_the_drain(
@@ -189,7 +146,7 @@ def test_a_request_in_flight_survives_the_drain(
     assert inbound["src.workload"] == waypoint.name
     mesh.start_waypoint(waypoint, MYCELIA_ACCESS_LOG="json")
     mesh.wait("the waypoint again", lambda: mesh.is_ready(waypoint.workload))
-    mesh.wait("requests again", lambda: shop.ask(client)[0] == 200)
+    mesh.wait("requests again", lambda: shop.ask(client).status == 200)
 
 
 def text(mesh: Mesh, workload: Workload) -> str:
