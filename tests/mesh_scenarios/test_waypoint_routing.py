@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from mesh.lab.network import Workload
-from tests.kit.mesh import SOCKET_S, Mesh
+from tests.kit.mesh import SOCKET_S, Mesh, workload_documents
 from tests.mesh_scenarios.test_waypoint import PORT, Shop, serve, shop_document
 
 pytestmark = pytest.mark.namespaces
@@ -35,7 +35,7 @@ def _client(mesh: Mesh) -> Workload:
 
 @pytest.fixture(name="shop", scope="module")
 def _shop(mesh: Mesh, client: Workload) -> Shop:
-    waypoint = mesh.add_waypoint("gate", "beta")
+    waypoint = mesh.add_waypoint("gate", "beta", MYCELIA_ACCESS_LOG="json")
     shop = Shop(mesh, waypoint.name)
     mesh.wait("requests through the waypoint", lambda: passes(shop, client))
     return shop
@@ -81,7 +81,7 @@ def applied(mesh: Mesh, **documents: Document) -> Iterator[None]:
     try:
         yield
     finally:
-        for name in documents:
+        for name in reversed(documents):  # subsets outlive the routes to them
             mesh.withdraw(name)
 
 
@@ -167,8 +167,9 @@ def test_changes_of_routes_and_endpoints_under_load_lose_no_request(
     loads = [Load(shop, client) for _ in range(4)]
     for each in loads:
         each.start()
-    extra = mesh.add("shop-v3", "alpha", labels={"shop": "yes"})
+    extra = mesh.add("shop-v3", "alpha")
     serve(mesh, extra, "v3")
+    mesh.apply(extra.name, *workload_documents(extra, "default", extra.name, {"shop": "yes"}))
     mesh.wait("a third endpoint", lambda: "v3" in names(shop, client))
     for number in range(4):
         weights = (to("v1", 10 + 20 * number), to("v2", 90 - 20 * number))

@@ -3,7 +3,8 @@ requests have asked for.
 
 Invariants: a refused resource leaves its last good version in place. The waypoint serves the services that it
 has routes for, and the workloads that name it for their waypoint. A cluster is made at the first question and
-brought up to date with each change of what it is made of; one whose service or subset has gone is taken out.
+brought up to date with each change of what it is made of; one whose service or subset has gone stays as it
+was for `_GRACE_S`, because the routes that no longer lead there may be on their way, and is taken out then.
 Bounds: `_MAX_CLUSTERS`, beyond which those without requests are forgotten, the oldest first.
 """
 
@@ -30,6 +31,7 @@ from waypoint.state.place import Place
 from waypoint.state.routes import ROUTES_TYPE, PortTable, ServiceTable, parse_routes
 
 _MAX_CLUSTERS = 16_384
+_GRACE_S = 5.0
 _Parsed = TypeVar("_Parsed", ServiceTable, Destination)
 
 
@@ -51,6 +53,7 @@ class WaypointState:
         self._destinations: dict[str, Destination] = {}
         self._clusters: dict[ClusterKey, Cluster] = {}
         self._clusters_of: dict[str, dict[ClusterKey, Cluster]] = {}
+        self._orphans: dict[Cluster, float] = {}  # what they are about is no more -> since when
         self._changed: set[str] = set()  # services whose clusters are to be brought up to date
 
     # --- changes ---
@@ -116,8 +119,10 @@ class WaypointState:
         changed, self._changed = self._changed, set()
         for key in changed & self._clusters_of.keys():
             for cluster in list(self._clusters_of[key].values()):
-                if not self._update(cluster):
-                    self._drop(cluster)
+                if self._update(cluster):
+                    self._orphans.pop(cluster, None)
+                else:
+                    self._orphans.setdefault(cluster, self._clock())
 
     def _update(self, cluster: Cluster) -> bool:
         """False: what the cluster is about is no more."""
@@ -162,6 +167,7 @@ class WaypointState:
 
     def _drop(self, cluster: Cluster) -> None:
         key = cluster.key
+        self._orphans.pop(cluster, None)
         del self._clusters[key]
         siblings = self._clusters_of[key.service]
         del siblings[key]
@@ -253,8 +259,11 @@ class WaypointState:
         return endpoint_of(workload, port, wanted, ip)
 
     def sweep(self) -> None:
-        """To be called each second or so: ejected hosts come back."""
+        """To be called each second or so: ejected hosts come back, what is no more is taken out."""
         now = self._clock()
+        for orphan, since in list(self._orphans.items()):
+            if now - since >= _GRACE_S:
+                self._drop(orphan)
         for cluster in self._clusters.values():
             if cluster.detector is not None:
                 cluster.sweep(now)

@@ -298,21 +298,36 @@ def test_ejection_survives_changes_and_ends_with_detection() -> None:
     assert seen == [False, True, False, True]
 
 
-def test_a_cluster_goes_with_its_service_or_subset() -> None:
+def test_a_cluster_goes_with_its_service_or_subset_after_a_while() -> None:
+    clock = Clock()
     subsets = [pb.Subset(name="v1", workloads=["a"])]
-    state = state_of(web_service(), member("a"), destination(subsets=subsets))
+    with_subset = destination(subsets=subsets)
+    state = state_of(web_service(), member("a"), with_subset, clock=clock)
     gone: list[Endpoint] = []
     state.on_gone = gone.append
     assert uids(web_cluster(state, "v1")) == ["a"]
     assert state.cluster(WEB, 80, "v2") is None
     assert state.cluster("default/nobody", 80) is None
     web_cluster(state)
-    before = state.generation
     state.apply(DESTINATION_TYPE, (), [WEB])
+    assert uids(web_cluster(state, "v1")) == ["a"]  # routes that still lead there are on their way out
+    clock.now += 4.0
+    state.sweep()
+    put(state, with_subset)  # it is back
+    clock.now += 4.0
+    state.sweep()
+    assert uids(web_cluster(state, "v1")) == ["a"]
+    state.apply(DESTINATION_TYPE, (), [WEB])
+    before = state.generation
+    clock.now += 5.0
+    state.sweep()
     assert state.clusters.keys() == {ClusterKey(WEB, 80)}
     assert len(gone) == 1
     assert state.generation > before
+    assert state.cluster(WEB, 80, "v1") is None
     state.apply(ADDRESS_TYPE, (), [WEB])
+    clock.now += 5.0
+    state.sweep()
     assert state.clusters == {}
     assert len(gone) == 2
 
@@ -331,13 +346,16 @@ def test_the_number_of_clusters_is_bounded(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_a_workload_is_called_by_the_very_address() -> None:
-    state = state_of(member("a", "10.0.0.1", "10.0.0.2", healthy=False))
+    clock = Clock()
+    state = state_of(member("a", "10.0.0.1", "10.0.0.2", healthy=False), clock=clock)
     found = state.mesh.workload_by_uid("a")
     assert found is not None
     cluster = state.workload_cluster(found, ("10.0.0.2", 9))
     assert cluster is not None
     assert cluster.hosts[0].endpoint.address == ("10.0.0.2", 9)
     put(state, member("a", "10.0.0.1"))
+    clock.now += 5.0
+    state.sweep()
     assert state.clusters == {}
 
 
@@ -387,7 +405,8 @@ def facts(state: WaypointState, subset: str) -> object:
 @settings(max_examples=150, deadline=None)
 @given(st.lists(step, max_size=14))
 def test_changes_one_by_one_lead_to_the_same_as_all_at_once(steps: list[object]) -> None:
-    state = state_of(web_service())
+    clock = Clock()
+    state = state_of(web_service(), clock=clock)
     latest: dict[object, Resource] = {"service": web_service()}
     for each in steps:
         for subset in ("", "v1"):
@@ -408,6 +427,8 @@ def test_changes_one_by_one_lead_to_the_same_as_all_at_once(steps: list[object])
                 latest[type(each)] = each
             case _:
                 raise AssertionError(each)
+    clock.now += 5.0
+    state.sweep()
     rebuilt = state_of(*latest.values())
     for subset in ("", "v1"):
         assert facts(state, subset) == facts(rebuilt, subset)

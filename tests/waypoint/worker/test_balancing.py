@@ -153,7 +153,8 @@ def test_a_busy_host_gets_less_than_an_idle_one() -> None:
         assert found[b"idle"] > found[b"busy"]  # both choices are the busy one for a quarter
 
 
-def test_subsets_have_their_own_hosts_and_policies() -> None:
+def test_subsets_have_their_own_hosts_and_policies(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("waypoint.state.store._GRACE_S", 0.0)
     subsets = [pb.Subset(name="v1", workloads=["a"]), pb.Subset(name="v2", workloads=["b"])]
     rules = (
         rule("v1", prefix("/v1"), forward=forward(backend(WEB, subset="v1"))),
@@ -171,6 +172,7 @@ def test_subsets_have_their_own_hosts_and_policies() -> None:
         assert set(waypoint.bodies(10, "/v1")) == {b"a"}
         assert set(waypoint.bodies(10, "/v2")) == {b"b"}
         waypoint.remove(DESTINATION_TYPE, WEB)
+        waypoint.ask(waypoint.state.sweep)
         assert waypoint.get("/v1")[0] == 503
 
 
