@@ -97,6 +97,19 @@ def compile_destination(treated: Treated) -> Resource:
     return make_resource(DESTINATION, name, message, waypoints=treated.waypoints)
 
 
+def with_subsets_of(new: Resource, old: Resource | None) -> Resource:
+    """The new destination with the subsets that only the old one has; itself if there are none."""
+    if old is None or old.version == new.version:
+        return new
+    message = pb.Destination.FromString(new.payload)
+    known = {each.name for each in message.subsets}
+    gone = [each for each in pb.Destination.FromString(old.payload).subsets if each.name not in known]
+    if not gone:
+        return new
+    message.subsets.extend(gone)
+    return make_resource(DESTINATION, new.name, message, waypoints=new.waypoints)
+
+
 def policy_for(general: PolicySet, subset: PolicySet | None, port: int | None) -> Policy:
     """What holds for a port (None: for those that nothing is said about)."""
     base = _at_port(general, port)[0]

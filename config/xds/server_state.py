@@ -6,8 +6,9 @@ Invariants
 * A policy is sent before addresses that may list it, and withdrawn after them: a node proxy denies what
   lists a policy it does not know.
 * The first request of a type is always answered, if need be with nothing.
-* A waypoint is told of its own services' routes only, after the addresses and destinations that they lead to;
-  a service that goes to another waypoint is a removal for this one. Destinations go after the routes to them.
+* A waypoint is told of its own services' routes only; a service that goes to another waypoint is a removal
+  for this one. Addresses and destinations come before the routes to them and go after them. So do subsets:
+  while there are routes to tell, a destination keeps those that it had for this client.
 * The registry has a destination for each namespace of waypoints; a waypoint knows its own by the service's
   name.
 """
@@ -18,7 +19,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
-from config.compile.destinations import destination_name
+from config.compile.destinations import destination_name, with_subsets_of
 from config.compile.resource import (
     ADDRESS,
     AUTHORIZATION,
@@ -65,6 +66,9 @@ class Watch:
     nacked: int = 0
     last_nack: str = ""
     held: set[str] = field(default_factory=set)  # names the client has, unless it has everything
+    # Destinations only: as they were sent on this stream, and which of them with subsets that are gone.
+    told: dict[str, Resource] = field(default_factory=dict)
+    widened: set[str] = field(default_factory=set)
     # On demand only.
     keys: set[str] = field(default_factory=set)
     asked: dict[str, None] = field(default_factory=dict)  # keys without an answer
@@ -72,7 +76,7 @@ class Watch:
 
     @property
     def has_news(self) -> bool:
-        return bool(self.upserts or self.removed or self.asked or self.must_answer)
+        return bool(self.upserts or self.removed or self.asked or self.must_answer or self.widened)
 
 
 class ServerState:
@@ -209,10 +213,12 @@ class ServerState:
                 return self._respond(
                     AUTHORIZATION, policies, system_version, with_removals=is_withdrawal_safe
                 )
-        if addresses is not None and addresses.has_news and not addresses.in_flight:
+        if addresses is not None and not addresses.in_flight:
+            is_removal_safe = not _is_busy(self.watches.get(SERVICE_ROUTES))
+            has_more = addresses.upserts or addresses.asked or addresses.must_answer
             is_policy_missing = policies is not None and policies.upserts
-            if not is_policy_missing:
-                return self._respond(ADDRESS, addresses, system_version, with_removals=True)
+            if (has_more or (addresses.removed and is_removal_safe)) and not is_policy_missing:
+                return self._respond(ADDRESS, addresses, system_version, with_removals=is_removal_safe)
         if addresses is not None and (addresses.upserts or addresses.must_answer):
             return None  # routes lead to addresses
         return self._next_of_waypoint(system_version)
@@ -226,7 +232,8 @@ class ServerState:
             if watch is routes and destinations is not None and destinations.upserts:
                 continue  # routes lead to destinations, and their subsets
             is_removal_safe = watch is not destinations or not _is_busy(routes)
-            if watch.upserts or watch.must_answer or (watch.removed and is_removal_safe):
+            has_less = watch.removed or watch.widened
+            if watch.upserts or watch.must_answer or (has_less and is_removal_safe):
                 return self._respond(type_url, watch, system_version, with_removals=is_removal_safe)
         return None
 
@@ -244,11 +251,12 @@ class ServerState:
             type_url=type_url, system_version_info=system_version, nonce=str(self._nonce)
         )
         if watch.is_wildcard:
-            present = self._view.resources.get(TypeUrl(type_url), {})
-            response.resources.extend(
-                _encode(present[name], name=_client_name(type_url, name)) for name in sorted(watch.upserts)
-            )
             removed = watch.removed if with_removals else set()
+            if type_url == DESTINATION:
+                self._tell_destinations(watch, response, is_final=with_removals)
+            else:
+                present = self._view.resources.get(TypeUrl(type_url), {})
+                response.resources.extend(_encode(present[name]) for name in sorted(watch.upserts))
             if watch.is_scoped:
                 watch.held = (watch.held | watch.upserts) - removed
         else:
@@ -261,6 +269,24 @@ class ServerState:
         watch.in_flight = response.nonce
         watch.in_flight_version = system_version
         return response
+
+    def _tell_destinations(
+        self, watch: Watch, response: pb.DeltaDiscoveryResponse, *, is_final: bool
+    ) -> None:
+        """Before routes are told (`is_final` False), with the subsets that the client may still send to."""
+        present = self._view.resources[DESTINATION]
+        for name in watch.removed if is_final else ():
+            watch.told.pop(name, None)
+        again = (watch.widened & present.keys()) - watch.removed if is_final else set()
+        for name in sorted(watch.upserts | again):
+            final = present[name]
+            sent = final if is_final else with_subsets_of(final, watch.told.get(name))
+            watch.told[name] = sent
+            response.resources.append(_encode(sent, name=_client_name(DESTINATION, name)))
+            if sent is not final:
+                watch.widened.add(name)
+        if is_final:
+            watch.widened = set()
 
     def _on_demand(self, watch: Watch, response: pb.DeltaDiscoveryResponse) -> set[str]:
         present = self._view.resources[ADDRESS]

@@ -8,11 +8,13 @@ import pytest
 
 from config.compile.resource import ADDRESS, AUTHORIZATION, DESTINATION, SERVICE_ROUTES, Delta
 from config.errors import TooManySubscriptions
+from config.objects import Ref
 from config.settings import MeshSettings
 from config.xds import server_state
 from config.xds.client_state import ClientState, NodeInfo
 from config.xds.server_state import ServerState
 from proto.envoy import discovery_pb2 as pb
+from proto.mycelia import waypoint_pb2
 from tests.config.support import Mesh, entry, istio, replica, service, waypoint
 
 TYPES = (ADDRESS, AUTHORIZATION)
@@ -450,6 +452,63 @@ def test_destinations_come_before_the_routes_to_them_and_go_after_them() -> None
         (SERVICE_ROUTES, ["shop/web"], []),
         (DESTINATION, [], ["shop/v1"]),
     ]
+
+
+def subsets_told(responses: Sequence[pb.DeltaDiscoveryResponse]) -> list[object]:
+    """Subsets of each destination that is sent, and where routes come among them."""
+    told: list[object] = []
+    for each in responses:
+        if each.type_url == DESTINATION:
+            told += [
+                [subset.name for subset in waypoint_pb2.Destination.FromString(one.resource.value).subsets]
+                for one in each.resources
+            ]
+        else:
+            told.append(each.type_url)
+    return told
+
+
+def split(*names: str) -> tuple[str, str]:
+    """A rule with these subsets, and a VirtualService that sends to the first."""
+    subsets = ", ".join(f"{{name: {name}}}" for name in names)
+    route = f"{{destination: {{host: web, subset: {names[0]}}}}}"
+    return (
+        istio("DestinationRule", "dr", f"{{host: web, subsets: [{subsets}]}}"),
+        istio("VirtualService", "vs", f"{{hosts: [web], http: [{{route: [{route}]}}]}}"),
+    )
+
+
+def test_a_subset_goes_only_after_the_routes_to_it() -> None:
+    pair = with_waypoints(bound("web"), *split("a", "b"))
+    pair.settle()
+    pair.change(pair.mesh.apply(*split("c", "b")))
+    assert subsets_told(pair.settle()) == [["c", "b", "a"], SERVICE_ROUTES, ["c", "b"]]
+    gone = [Ref("DestinationRule", "shop", "dr"), Ref("VirtualService", "shop", "vs")]
+    pair.change(pair.mesh.registry.apply({}, gone))
+    assert subsets_told(pair.settle()) == [["c", "b"], SERVICE_ROUTES, []]
+    pair.change(pair.mesh.apply(split("a")[0]))
+    assert subsets_told(pair.settle()) == [["a"]]
+
+
+def test_a_destination_that_is_removed_while_its_subsets_wait_is_removed() -> None:
+    pair = with_waypoints(bound("web"), *split("a", "b"))
+    pair.settle()
+    pair.change(pair.mesh.apply(*split("c")))
+    pair.server.next_response("2")  # the wide one, without an answer yet
+    pair.change(pair.mesh.remove("Service", "shop", "web"))
+    (watch,) = [each for type_url, each in pair.server.watches.items() if type_url == DESTINATION]
+    assert watch.removed
+    pair.reconnect()
+    removed = [name for each in pair.settle() for name in each.removed_resources]
+    assert removed.count("shop/web.shop.svc.cluster.local") == 3  # address, destination, routes
+
+
+def test_addresses_go_after_the_routes_to_them() -> None:
+    pair = with_waypoints(bound("web"), bound("v1", ""), leading_to("v1"))
+    pair.settle()
+    gone = [Ref("VirtualService", "shop", "vs"), Ref("Service", "shop", "v1")]
+    pair.change(pair.mesh.registry.apply({}, gone))
+    assert [each.type_url for each in pair.settle()] == [SERVICE_ROUTES, ADDRESS, DESTINATION]
 
 
 def test_a_waypoint_calls_destinations_by_the_service_also_when_it_comes_back() -> None:
