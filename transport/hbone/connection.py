@@ -22,7 +22,7 @@ from transport.hbone.errors import (
     TunnelUnprocessed,
 )
 from transport.hbone.frame_buffer import FrameBuffer, Layout
-from transport.hbone.tunnel import TunnelStream
+from transport.hbone.tunnel import TunnelHandler, TunnelStream
 from transport.http2.codec import CodecKind, Http2Codec
 from transport.http2.error_codes import ErrorCode
 from transport.http2.events import (
@@ -146,16 +146,23 @@ class HboneConnection:
 
     def _hand_over(self, pieces: Sequence[Piece]) -> None:
         """Pieces of one tunnel that follow each other go together: one system call for them all."""
+        find = self.streams.get
         current, chunks, flow_bytes = 0, [], 0
+        handler: TunnelHandler | None = None
         for stream_id, piece, size in pieces:
-            if stream_id == current:
+            if stream_id == current and handler is not None:
                 chunks.append(piece)
                 flow_bytes += size
                 continue
-            if current:
-                self._deliver(current, chunks, flow_bytes)
+            if handler is not None:
+                handler.on_tunnel_data(chunks, flow_bytes)
             current, chunks, flow_bytes = stream_id, [piece], size
-        self._deliver(current, chunks, flow_bytes)
+            tunnel = find(stream_id)
+            handler = None if tunnel is None else tunnel.handler
+            if handler is None:
+                self.codec.consumed(stream_id, size)
+        if handler is not None:
+            handler.on_tunnel_data(chunks, flow_bytes)
 
     def _take_in(self, data: memoryview) -> None:
         """The general case of `_hand_over`: whatever the peer sent."""

@@ -70,16 +70,17 @@ class LeanCodec(ControlHalf):
             return (), 0
         pieces: list[Piece] = []
         find = self._streams.get
-        in_window, max_frame = self._in_window, self._settings.max_frame
-        position, end = 0, len(data)
-        while end - position > frames.HEADER_BYTES:
+        in_window = self._in_window
+        end = min(len(data), self._settings.max_frame + 9)  # no whole frame in here is too large
+        position, last_start = 0, end - 10
+        while position <= last_start:
             high, size, kind, stream_id = _unpack_small(data, position)
             stream = find(stream_id)
             if kind or high or stream is None or stream.body_left >= 0:
                 break
             start = position + 9
             stop = start + size
-            if not 0 < size <= stream.in_window or size > in_window or size > max_frame or stop > end:
+            if not 0 < size <= stream.in_window or size > in_window or stop > end:
                 break
             stream.in_window -= size
             in_window -= size
