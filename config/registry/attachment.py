@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from config.compile.messages import Target
 from config.compile.protocols import app_protocol, waypoint_protocol
@@ -26,6 +27,9 @@ from config.registry.virtual_attachment import ServiceHost, routes_of, virtual_s
 from config.routing_rules import BackendRef, ParentRef
 from proto.mycelia import waypoint_pb2 as pb
 
+HTTP_PART: Final = "http"
+STREAM_PART: Final = "tls and tcp"
+
 
 @dataclass(frozen=True, slots=True)
 class ServicePort:
@@ -36,10 +40,13 @@ class ServicePort:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
+    """`part` is what of a VirtualService is meant: `http`, or `tls and tcp`."""
+
     route: Ref
     port: int
     reason: Reason
     text: str
+    part: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,13 +151,21 @@ def _displaced(
     virtual: Iterable[VirtualService], http: Sequence[Route], streams: Sequence[Route], port: ServicePort
 ) -> Iterator[Refusal]:
     for each in virtual:
-        takes_http = each.http and port.protocol != pb.TCP
-        holder = http[0] if http and takes_http else None
-        if holder is None and streams and (each.tls or each.tcp):
-            holder = streams[0]
-        if holder is not None:
-            text = f"{holder.meta.ref} has the port: routes of the Gateway API come before VirtualServices"
-            yield Refusal(each.meta.ref, port.number, Reason.SHADOWED, text)
+        for part, holders in ((HTTP_PART, http), (STREAM_PART, streams)):
+            if holders and part in parts_on(each, port):
+                holder = holders[0].meta.ref
+                text = f"{holder} has the port: routes of the Gateway API come before VirtualServices"
+                yield Refusal(each.meta.ref, port.number, Reason.SHADOWED, text, part)
+
+
+def parts_on(virtual: VirtualService, port: ServicePort) -> list[str]:
+    """What of a VirtualService can have an effect on a port, by its protocol."""
+    found: list[str] = []
+    if virtual.http and port.protocol != pb.TCP:
+        found.append(HTTP_PART)
+    if (virtual.tls or virtual.tcp) and port.protocol in (pb.TCP, pb.DETECT):
+        found.append(STREAM_PART)
+    return found
 
 
 HttpKinds = HttpRoute | GrpcRoute

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from config.notes import Condition, Reason
 from config.objects import Ref, Service, ServiceEntry, VirtualService
-from config.registry.attachment import ServicePort, attach, candidates_on, ports_of
+from config.registry.attachment import attach, candidates_on, parts_on, ports_of
 from config.registry.host_index import is_matched, resolve_host
 from config.registry.registry import Registry
 from config.registry.virtual_attachment import (
@@ -92,17 +92,18 @@ def _acceptance(
             return refusal
     ports = ports_of(service)
     attachment = attach(registry.index, at, ports, candidates_on(registry.index, at))
-    lost = {each.port: each for each in attachment.refusals if each.route == virtual.meta.ref}
-    won = [port for port in ports if port.number not in lost]
-    if lost and not won:
-        first = next(iter(lost.values()))
-        return first.reason, first.text
-    but = "".join(f"; not on port {port}: {each.text}" for port, each in lost.items())
-    return Reason.ACCEPTED, f"attached to port {_numbers(won)} of host {at.hostname}{but}"
-
-
-def _numbers(ports: list[ServicePort]) -> str:
-    return ", ".join(str(each.number) for each in ports) or "(none)"
+    lost = {(each.port, each.part): each for each in attachment.refusals if each.route == virtual.meta.ref}
+    won = [
+        str(port.number)
+        for port in ports
+        if any((port.number, part) not in lost for part in parts_on(virtual, port))
+    ]
+    if won:
+        but = "".join(f"; {part} not on port {port}: {each.text}" for (port, part), each in lost.items())
+        return Reason.ACCEPTED, f"attached to port {', '.join(won)} of host {at.hostname}{but}"
+    for each in lost.values():
+        return each.reason, each.text
+    return Reason.NO_PARENT, f"no port of {at.service} speaks what it has routes for"
 
 
 def _waypoints(

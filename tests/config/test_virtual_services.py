@@ -590,6 +590,22 @@ def test_routes_of_the_gateway_api_come_first() -> None:
     assert "attached to port 81" in mesh.conditions("VirtualService", "vs", "Accepted")[0]
 
 
+def test_conditions_tell_requests_from_connections() -> None:
+    both = virtual(TO_V1, more=f"tcp: [{{{TCP_TO_V1}}}]")
+    route = istio("TCPRoute", "r", f"{{{parent()}, rules: [{{backendRefs: [{{name: v1, port: 8080}}]}}]}}")
+    mesh = Mesh(*BASE, service("web", "ports: [{port: 80}]", labels=USE), both, route)
+    assert mesh.conditions("VirtualService", "vs", "Accepted") == [
+        "Accepted=True Accepted: attached to port 80 of host web.shop.svc.cluster.local; tls and tcp not on "
+        "port 80: TCPRoute shop/r has the port: routes of the Gateway API come before VirtualServices"
+    ]
+    mesh.apply(service("web", "ports: [{name: http, port: 80}]", labels=USE))
+    assert "; tls and tcp" not in mesh.conditions("VirtualService", "vs", "Accepted")[0]
+    mesh.apply(virtual(more=f"tcp: [{{{TCP_TO_V1}}}]"))
+    assert mesh.conditions("VirtualService", "vs", "Accepted") == [
+        "Accepted=False NoMatchingParent: no port of Service shop/web speaks what it has routes for"
+    ]
+
+
 def test_conditions_say_what_it_applies_to_and_what_is_wrong() -> None:
     mesh = Mesh(
         *BASE,
