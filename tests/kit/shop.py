@@ -18,11 +18,12 @@ USE_WAYPOINT = "istio.io/use-waypoint"
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """`told` is what the server saw (tests/kit/echo_http.py)."""
+    """`told` is what the server saw (tests/kit/echo_http.py), `text` the body of one made on the way."""
 
     status: int
     headers: Mapping[str, str]
     told: dict[str, Any] = field(default_factory=dict)
+    text: str = ""
 
     @property
     def peer(self) -> str:
@@ -79,8 +80,10 @@ def ask(mesh: Mesh, client: Place, host: str, path: str = "/", **headers: str) -
         connection.request("GET", path, headers=headers)
         answer = connection.getresponse()
         body = answer.read()
-        told = json.loads(body) if body.startswith(b"{") else {}
-        return Answer(answer.status, {key.lower(): value for key, value in answer.getheaders()}, told)
+        headers = {key.lower(): value for key, value in answer.getheaders()}
+        if body.startswith(b"{"):
+            return Answer(answer.status, headers, json.loads(body))
+        return Answer(answer.status, headers, text=body.decode())
     finally:
         connection.close()
 

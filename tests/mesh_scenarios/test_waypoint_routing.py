@@ -14,7 +14,8 @@ import pytest
 
 from mesh.lab.network import Workload
 from tests.kit.mesh import SOCKET_S, Mesh, workload_documents
-from tests.mesh_scenarios.test_waypoint import PORT, Shop, serve, shop_document
+from tests.kit.shop import PORT, serve
+from tests.mesh_scenarios.test_waypoint import Shop, shop_document
 
 pytestmark = pytest.mark.namespaces
 
@@ -43,7 +44,7 @@ def _shop(mesh: Mesh, client: Workload) -> Shop:
 
 def passes(shop: Shop, client: Workload) -> bool:
     try:
-        return "x-envoy-upstream-service-time" in shop.ask(client)[1]
+        return "x-envoy-upstream-service-time" in shop.ask(client).headers
     except OSError:
         return False
 
@@ -86,7 +87,7 @@ def applied(mesh: Mesh, **documents: Document) -> Iterator[None]:
 
 
 def names(shop: Shop, client: Workload, count: int = 10, path: str = "/", **headers: str) -> list[str]:
-    return [shop.ask(client, path, **headers)[2]["name"] for _ in range(count)]
+    return [shop.ask(client, path, **headers).told["name"] for _ in range(count)]
 
 
 def test_a_canary_gets_its_share(mesh: Mesh, client: Workload, shop: Shop) -> None:
@@ -113,16 +114,17 @@ def test_faults_retries_and_rewrites(mesh: Mesh, client: Workload, shop: Shop) -
         {"match": [{"uri": {"exact": "/said"}}], "directResponse": {"status": 203, "body": {"string": "so"}}},
     )
     with applied(mesh, rule=destination_rule(shop), routes=routes):
-        mesh.wait("the routes", lambda: shop.ask(client, "/said")[0] == 203)
-        status, _, body = shop.ask(client, "/broken")
-        assert (status, body) == (418, "fault filter abort")
-        status, headers, told = shop.ask(client, "/old/thing?q=1")
-        assert (status, headers["x-seen"]) == (200, "yes")
+        mesh.wait("the routes", lambda: shop.ask(client, "/said").status == 203)
+        broken = shop.ask(client, "/broken")
+        assert (broken.status, broken.text) == (418, "fault filter abort")
+        answer = shop.ask(client, "/old/thing?q=1")
+        told = answer.told
+        assert (answer.status, answer.headers["x-seen"]) == (200, "yes")
         assert (told["name"], told["target"]) == ("v2", "/new/thing?q=1")
         assert told["headers"]["x-by"] == "route"
         assert told["headers"]["x-envoy-original-path"] == "/old/thing?q=1"
-        assert shop.ask(client, "/elsewhere")[0] == 404
-    mesh.wait("no routes", lambda: shop.ask(client, "/elsewhere")[0] == 200)
+        assert shop.ask(client, "/elsewhere").status == 404
+    mesh.wait("no routes", lambda: shop.ask(client, "/elsewhere").status == 200)
 
 
 def test_a_hashed_header_sticks(mesh: Mesh, client: Workload, shop: Shop) -> None:
