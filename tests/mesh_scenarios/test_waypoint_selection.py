@@ -156,4 +156,5 @@ def test_a_canary_gets_its_share_of_new_connections(
     mesh.wait("both waypoints", lambda: peers(mesh, client, vip, 20) == both)
     document["metadata"]["annotations"] = {"istio.io/use-waypoint-canary-weight": "100"}
     mesh.apply(name, document)
-    goes_through(mesh, client, vip, canary.workload)
+    # A few through the canary may be chance as long as both have a share.
+    mesh.wait("the canary alone", lambda: peers(mesh, client, vip, 20) == {canary.workload.ipv4})
