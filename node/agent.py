@@ -138,6 +138,15 @@ class Agent:
         for uid in sorted(self._keepers):
             yield self._keepers[uid], self._orders.get(uid)
 
+    def namespace_of(self, namespace: str, name: str) -> NetworkNamespace | None:
+        """A new handle on where a workload is attached; the caller closes it. None if it is not."""
+        for keeper in self._keepers.values():
+            kept = keeper.attachment
+            is_there = keeper.goal not in {Goal.DETACHED, Goal.GONE}
+            if is_there and (kept.namespace, kept.name) == (namespace, name):
+                return keeper.duplicate_namespace()
+        return None
+
     # --- the control plane ---
 
     async def apply_orders(self, orders: Mapping[str, CaptureOrder]) -> None:
@@ -153,6 +162,11 @@ class Agent:
     async def wait_change(self) -> None:
         """Until something that is reported or listed may have changed."""
         await self._changed.wait()
+
+    @property
+    def next_change(self) -> trio.Event:
+        """Set when something that is reported or listed may have changed; each is good for one change."""
+        return self._changed
 
     # --- ztunnels ---
 

@@ -5,18 +5,22 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import sys
 from contextlib import ExitStack
 
 import trio
 
 from node.agent import Agent
 from node.api import ApiServer
-from node.control_plane import ControlPlaneLink
+from node.control_plane import ControlPlaneLink, Orders
 from node.kernel import Redirection, find_programs
 from node.renewal import Renewal
 from node.settings import NodeSettings
 from node.state_file import StateFile
 from node.unix_socket import unix_listener
+from node.waypoints.keeper import KeeperTimes, WaypointKeeper
+from node.waypoints.order import Host
+from node.waypoints.supervisor import Waypoints
 from node.zds import ZdsServer
 from proto.mycelia import node_pb2
 from telemetry.logging import get_logger
@@ -41,11 +45,17 @@ async def run(settings: NodeSettings) -> None:
 
         zds = ZdsServer(answered)
         agent = Agent(rules, zds, state_file, settings.keeper)
+        waypoints = make_waypoints(settings, agent)
+
+        async def apply(orders: Orders) -> None:
+            waypoints.apply(orders.waypoints)
+            await agent.apply_orders(orders.captures)
+
         link = ControlPlaneLink(
             settings.link,
-            report=lambda: report(agent, settings.node),
-            wait_change=agent.wait_change,
-            apply=agent.apply_orders,
+            report=lambda: report(agent, waypoints, settings.node),
+            wait_change=lambda: wait_any(agent.next_change, waypoints.next_change),
+            apply=apply,
         )
         renewal = Renewal(settings.link)
 
@@ -55,12 +65,15 @@ async def run(settings: NodeSettings) -> None:
                 "control_plane": link.problem or "connected",
                 "ztunnels": zds.connections,
                 "workloads": sum(1 for _ in agent.keepers()),
+                "waypoints": [waypoint_json(keeper) for keeper in waypoints.keepers()],
                 "state_problem": agent.state_problem,
                 "token_problem": renewal.problem,
             }
 
         async with trio.open_nursery() as nursery:
             await nursery.start(agent.run)
+            await nursery.start(waypoints.run)
+            nursery.start_soon(_follow_attachments, agent, waypoints)
             await nursery.start(zds.run, zds_listener)
             await nursery.start(ApiServer(agent, status).run, api_listener)
             nursery.start_soon(_follow_ztunnels, zds, agent)
@@ -74,7 +87,51 @@ async def run(settings: NodeSettings) -> None:
     log.info("stopped", node=settings.node)
 
 
-def report(agent: Agent, node: str) -> node_pb2.NodeReport:
+def make_waypoints(settings: NodeSettings, agent: Agent) -> Waypoints:
+    link = settings.link
+    host = Host(
+        node=settings.node,
+        control_plane=f"[{link.host}]:{link.port}" if ":" in link.host else f"{link.host}:{link.port}",
+        root_cert=str(link.root_cert.absolute()),
+        token_file=str(link.token_file.absolute()),
+        drain_s=settings.waypoint_drain_s,
+        inherited=os.environ,
+        is_log_json=settings.is_log_json,
+    )
+    return Waypoints(
+        settings.state_dir.absolute() / "waypoints",
+        host,
+        (sys.executable, "-m", "waypoint"),
+        KeeperTimes(drain_s=settings.waypoint_drain_s),
+        find_namespace=agent.namespace_of,
+    )
+
+
+def waypoint_json(keeper: WaypointKeeper) -> dict[str, object]:
+    """For the local API."""
+    return {
+        "workload": keeper.order.key,
+        "gateway": f"{keeper.order.namespace}/{keeper.order.gateway}",
+        "addresses": list(keeper.order.addresses),
+        "state": keeper.state.value,
+        "problem": keeper.problem,
+        "pid": keeper.process.pid if keeper.process is not None else 0,
+        "metrics_port": keeper.metrics_port,
+    }
+
+
+def waypoint_report(keeper: WaypointKeeper) -> node_pb2.WaypointReport:
+    return node_pb2.WaypointReport(
+        namespace=keeper.order.namespace,
+        workload=keeper.order.workload,
+        state=node_pb2.WaypointReport.State.Value(keeper.state.name),
+        problem=keeper.problem,
+        pid=keeper.process.pid if keeper.process is not None else 0,
+        metrics_port=keeper.metrics_port,
+    )
+
+
+def report(agent: Agent, waypoints: Waypoints, node: str) -> node_pb2.NodeReport:
     """What the control plane is told."""
     return node_pb2.NodeReport(
         node=node,
@@ -90,6 +147,7 @@ def report(agent: Agent, node: str) -> node_pb2.NodeReport:
             )
             for keeper, _ in agent.keepers()
         ],
+        waypoints=[waypoint_report(keeper) for keeper in waypoints.keepers()],
     )
 
 
@@ -97,6 +155,24 @@ async def _follow_ztunnels(zds: ZdsServer, agent: Agent) -> None:
     while True:
         await zds.wait_connection_change()
         agent.ztunnels_changed()
+
+
+async def _follow_attachments(agent: Agent, waypoints: Waypoints) -> None:
+    while True:
+        await agent.wait_change()
+        waypoints.places_changed()
+
+
+async def wait_any(*events: trio.Event) -> None:
+    """Until one of them is set. The events are chosen by the caller, so that none is missed meanwhile."""
+    async with trio.open_nursery() as nursery:
+
+        async def wait(event: trio.Event) -> None:
+            await event.wait()
+            nursery.cancel_scope.cancel()
+
+        for event in events:
+            nursery.start_soon(wait, event)
 
 
 async def _stop_on_signal(scope: trio.CancelScope) -> None:

@@ -17,6 +17,7 @@ from google.protobuf.message import DecodeError
 
 from node.attachment import CaptureOrder
 from node.errors import BadSettingError, ControlPlaneError
+from node.waypoints.order import WaypointOrder, orders_from
 from proto.mycelia import node_pb2
 from telemetry.logging import get_logger
 from transport.errors import MeshError
@@ -50,7 +51,7 @@ class ControlPlaneLink:
         *,
         report: Callable[[], node_pb2.NodeReport],
         wait_change: Callable[[], Awaitable[None]],
-        apply: Callable[[Mapping[str, CaptureOrder]], Awaitable[None]],
+        apply: Callable[[Orders], Awaitable[None]],
     ) -> None:
         self._settings = settings
         self._report = report
@@ -106,18 +107,27 @@ class ControlPlaneLink:
             orders = parse_orders(message)
             self._backoff_s = BACKOFF_FIRST_S
             if self.problem:
-                log.info("control_plane_connected", orders=len(orders))
+                log.info("control_plane_connected", orders=len(orders.captures))
                 self.problem = ""
             await self._apply(orders)
 
 
-def parse_orders(message: bytes) -> dict[str, CaptureOrder]:
+@dataclass(frozen=True, slots=True)
+class Orders:
+    """All that the control plane wishes of this node, by uid and by key."""
+
+    captures: Mapping[str, CaptureOrder]
+    waypoints: Mapping[str, WaypointOrder]
+
+
+def parse_orders(message: bytes) -> Orders:
     """Raises ControlPlaneError."""
     try:
         orders = node_pb2.NodeOrders.FromString(message)
     except DecodeError as error:
         raise ControlPlaneError("orders of the control plane cannot be decoded") from error
-    return {order.uid: CaptureOrder(order.capture, order.reason) for order in orders.orders}
+    captures = {order.uid: CaptureOrder(order.capture, order.reason) for order in orders.orders}
+    return Orders(captures, orders_from(list(orders.waypoints)))
 
 
 def _read(path: Path, what: str) -> str:

@@ -140,3 +140,10 @@ class RenewalFailedError(NodeError):
 
     code = "MYC-5050"
     blame = Blame.REMOTE
+
+
+class WaypointProcessError(NodeError):
+    """A waypoint cannot be run as it is ordered, or its process is gone."""
+
+    code = "MYC-5060"
+    blame = Blame.ENVIRONMENT

@@ -199,6 +199,9 @@ class Keeper:
             self._is_handed_over = error is None
             self.wake()
 
+    def duplicate_namespace(self) -> NetworkNamespace | None:
+        return None if self._handle.is_closed else self._handle.duplicate()
+
     @property
     def is_settled(self) -> bool:
         """Nothing is left to do for the present goal."""

@@ -25,6 +25,7 @@ class NodeSettings:
     api_socket: Path
     rules: RuleOptions
     keeper: KeeperSettings
+    waypoint_drain_s: float
     log_level: str
     is_log_json: bool
 
@@ -43,6 +44,7 @@ def parse_arguments(arguments: Sequence[str]) -> NodeSettings:
         keeper=KeeperSettings(
             release_grace_s=parsed.release_grace, check_interval_s=max(0.1, parsed.check_interval)
         ),
+        waypoint_drain_s=max(0.1, parsed.waypoint_drain),
         log_level=parsed.log_level,
         is_log_json=parsed.log_format == "json",
     )
@@ -70,6 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--api-socket", type=Path, default=DEFAULT_API_SOCKET, help="the local API (%(default)s)")
     add("--release-grace", type=float, default=2.0, metavar="SECONDS", help="between report and release")
     add("--check-interval", type=float, default=30.0, metavar="SECONDS", help="between looks at the rules")
+    add("--waypoint-drain", type=float, default=5.0, metavar="SECONDS", help="for what a waypoint has open")
     add("--capture-dns", action="store_true", help="redirect DNS too; needs a ztunnel with a DNS proxy")
     add("--let-probes-through", action="store_true", help="exempt Kubernetes' translated health checks")
     add("--log-level", default="info")
