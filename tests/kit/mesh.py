@@ -131,7 +131,7 @@ class Mesh:
                 *(sys.executable, "-m", "config"),
                 *("--manifests", str(self.manifests), "--state-dir", str(self.state)),
                 *("--listen", f"{place.ipv4}:{XDS_PORT}"),
-                *("--status-listen", f"{place.ipv4}:{STATUS_PORT}"),
+                *("--status-listen", f"127.0.0.1:{STATUS_PORT}"),
             ],
             log=self.directory / "control-plane.log",
             cwd=ROOT,
@@ -267,6 +267,33 @@ class Mesh:
         self.start_waypoint(waypoint, **settings)
         self.wait(f"waypoint {name}", lambda: self.is_ready(waypoint.workload))
         return waypoint
+
+    def order_waypoint(self, name: str, node: str, *, namespace: str = "default") -> Workload:
+        """A waypoint with one replica that the node's agent runs, in the namespace of its attached workload.
+
+        Returns when the control plane counts it as ready.
+        """
+        workload = self.lab.add_workload(name, self.nodes[node].node)
+        with self.agent(node) as agent:
+            agent.attach(namespace, name, name, ("path", str(workload.path)))
+        self.apply(name, *waypoint_documents(workload, namespace, is_run_by_agent=True))
+        self.await_waypoint(name, ready=1)
+        return workload
+
+    def waypoint_status(self, name: str) -> dict[str, Any]:
+        """What the control plane's status port says of a waypoint; empty while it does not know it."""
+        status, text = self.get(self.lab.management, ("127.0.0.1", STATUS_PORT), "/waypoints")
+        assert status == 200, text
+        return next((each for each in json.loads(text) if each["name"] == name), {})
+
+    def await_waypoint(self, name: str, *, ready: int) -> dict[str, Any]:
+        """Until so many of its workloads are ready; gives its status."""
+
+        def look() -> dict[str, Any]:
+            found = self.waypoint_status(name)
+            return found if found.get("ready") == ready else {}
+
+        return self.wait(f"{ready} ready workloads of waypoint {name}", look)
 
     def start_waypoint(self, waypoint: Waypoint, **settings: str) -> None:
         """Starts its process (again)."""
@@ -472,7 +499,9 @@ def workload_documents(
     ]
 
 
-def waypoint_documents(workload: Workload, namespace: str) -> list[Document]:
+def waypoint_documents(
+    workload: Workload, namespace: str, *, is_run_by_agent: bool = False
+) -> list[Document]:
     """A Gateway of class istio-waypoint and its one replica."""
     gateway: Document = {
         "apiVersion": "gateway.networking.k8s.io/v1",
@@ -489,7 +518,8 @@ def waypoint_documents(workload: Workload, namespace: str) -> list[Document]:
     }
     label = {"gateway.networking.k8s.io/gateway-name": workload.name}
     account, entry = workload_documents(workload, namespace, workload.name, label)
-    entry["metadata"]["annotations"]["mycelia.io/run-waypoint"] = "false"  # the kit runs it, not the agent
+    if not is_run_by_agent:
+        entry["metadata"]["annotations"]["mycelia.io/run-waypoint"] = "false"
     return [gateway, account, entry]
 
 
