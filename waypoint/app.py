@@ -94,6 +94,10 @@ class Waypoint(ControlProcess):
         self.listeners.open()
         self._log.info("open", waypoint=f"{self._settings.namespace}/{self._settings.gateway}")
 
+    async def _drain(self) -> None:
+        self.listeners.close()
+        await super()._drain()
+
     def _take_exchanges(self, index: int, message: pb.ToControl) -> None:  # noqa: ARG002 - the seam's
         self.exchanges_dropped += message.exchanges.dropped
         if self._format is not None:
@@ -122,6 +126,8 @@ class Waypoint(ControlProcess):
             cluster_id=settings.identity.cluster_id,
             bind_address=settings.bind_address,
             hbone_port=settings.hbone_port,
+            max_connections=settings.max_connections,
+            max_resident_bytes=settings.max_resident_bytes,
             http_codec=settings.http_codec,
             http2_codec=settings.http2_codec,
             is_access_log_on=settings.access_log != "off",

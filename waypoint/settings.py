@@ -7,6 +7,7 @@ that of `SERVICE_ACCOUNT` (by default the gateway's name) in the gateway's names
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Final, cast
@@ -24,6 +25,9 @@ from transport.spiffe import SpiffeId
 
 DEFAULT_STATE_DIR: Final = "/var/lib/mycelia/waypoint"
 HBONE_PORT: Final = 15008
+MAX_CONNECTIONS: Final = 100_000
+# What a worker holds before it has met anybody: a limit below it would let nobody in.
+_MIN_MEMORY_MIB: Final = 128
 # Istio's waypoints drain for so long by default (terminationDrainDuration).
 _DRAIN_S: Final = 5.0
 
@@ -45,6 +49,9 @@ class Settings:
     auth_token: str = ""
     secret_ttl_s: float = 86400.0
     workers: int = 1
+    # Bounds of each worker: clients' connections (tunnels: 100 each), and resident memory, 0 for no limit.
+    max_connections: int = MAX_CONNECTIONS
+    max_resident_bytes: int = 0
     http_codec: Codec = "lean"
     http2_codec: Codec = "lean"
     state_dir: str = DEFAULT_STATE_DIR
@@ -71,14 +78,14 @@ def settings_from(environment: Mapping[str, str]) -> Settings:
         identity=identity,
         xds=reader.endpoint("XDS", address) if address else None,
         ca=reader.required_endpoint("CA", address),
-        addresses=tuple(
-            text.strip() for text in environment.get("INSTANCE_IP", "").split(",") if text.strip()
-        ),
+        addresses=_addresses(environment.get("INSTANCE_IP", "")),
         bind_address=environment.get("MYCELIA_BIND_ADDRESS", ""),
         hbone_port=reader.integer("MYCELIA_HBONE_PORT", HBONE_PORT, 1, 65535),
         auth_token=environment.get("AUTH_TOKEN", ""),
         secret_ttl_s=reader.duration("SECRET_TTL", 86400.0),
         workers=reader.workers("MYCELIA_WAYPOINT_WORKERS"),
+        max_connections=reader.integer("MYCELIA_WAYPOINT_MAX_CONNECTIONS", MAX_CONNECTIONS, 1, 1_000_000),
+        max_resident_bytes=_memory_limit(reader),
         http_codec=cast("Codec", reader.choice("MYCELIA_HTTP_CODEC", "lean", ("lean", "reference"))),
         http2_codec=cast("Codec", reader.choice("MYCELIA_HTTP2_CODEC", "lean", ("lean", "reference"))),
         state_dir=environment.get("MYCELIA_STATE_DIR", DEFAULT_STATE_DIR),
@@ -90,6 +97,23 @@ def settings_from(environment: Mapping[str, str]) -> Settings:
         access_log=reader.choice("MYCELIA_ACCESS_LOG", "off", ("off", "text", "json")),
         is_log_json=reader.choice("LOG_FORMAT", "plain", ("plain", "json")) == "json",
     )
+
+
+def _addresses(text: str) -> tuple[str, ...]:
+    """From a list with commas, in canonical text."""
+    try:
+        return tuple(str(ipaddress.ip_address(each.strip())) for each in text.split(",") if each.strip())
+    except ValueError as error:
+        raise InvalidSetting(
+            f"INSTANCE_IP is {text!r}",
+            next_step="give the waypoint's own addresses, with commas between them",
+        ) from error
+
+
+def _memory_limit(reader: EnvironmentReader) -> int:
+    """In bytes, from MiB."""
+    name = "MYCELIA_WAYPOINT_MEMORY_LIMIT"
+    return (reader.optional_integer(name, None, _MIN_MEMORY_MIB, 1 << 20) or 0) << 20
 
 
 def _waypoint(environment: Mapping[str, str]) -> tuple[str, str]:

@@ -97,6 +97,14 @@ REJECTED_REQUESTS = Description(
     Kind.COUNTER,
     "Messages of clients that a codec turned away before they were requests",
 )
+REFUSED_TUNNELS = Description(
+    "mycelia_waypoint_refused_tunnels",
+    Kind.COUNTER,
+    "Requests for tunnels that were answered with an error: malformed, not served here, no memory",
+)
+FAILED_HANDSHAKES = Description(
+    "mycelia_waypoint_failed_handshakes", Kind.COUNTER, "Clients that did not get through the TLS handshake"
+)
 POOL_CONNECTIONS = Description(
     "mycelia_worker_pool_connections", Kind.GAUGE, "Open outbound HBONE connections in pools"
 )
@@ -106,7 +114,8 @@ _NAMED = {
     d.sample_name: d
     for d in (
         *(SOCKETS_OPEN, ON_DEMAND_DNS, POLICY_CLOSED, WORKER_WORKLOADS, POOL_CONNECTIONS),
-        *(CLIENT_CONNECTIONS, UPSTREAM_CONNECTIONS, REJECTED_REQUESTS),
+        *(CLIENT_CONNECTIONS, UPSTREAM_CONNECTIONS),
+        *(REJECTED_REQUESTS, REFUSED_TUNNELS, FAILED_HANDSHAKES),
     )
 }
 

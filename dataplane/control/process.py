@@ -269,20 +269,24 @@ class ControlProcess(ABC):
 
     async def _watch_signals(self) -> None:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            received: set[int] = set()
             async for number in signals:
-                if self._shutdown.is_set() and number == signal.SIGINT:
-                    self._end_at_once()
+                # An interrupt may reach the whole group just before a supervisor's SIGTERM reaches each of
+                # it: that is not impatience.
+                if self._shutdown.is_set() and (number == signal.SIGINT or number in received):
+                    self._end_at_once(number)
+                received.add(number)
                 self._log.info("signal", name=signal.Signals(number).name)
                 self.stop()
 
-    def _end_at_once(self) -> NoReturn:
+    def _end_at_once(self, number: int) -> NoReturn:
         """The operator does not want to wait: no drain, no clean-up, workers included."""
-        self._log.warning("second_interrupt", action="ending at once")
+        self._log.warning("second_signal", name=signal.Signals(number).name, action="ending at once")
         for pid in self.pool.pids:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         self._output.log.close(0.5)
-        os._exit(130)
+        os._exit(128 + number)
 
     async def _drain(self) -> None:
         deadline_s = self._process_settings.drain_deadline_s

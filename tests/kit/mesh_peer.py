@@ -8,7 +8,7 @@ from __future__ import annotations
 import socket
 import ssl
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -18,6 +18,7 @@ import h2.connection
 import h2.events
 import h2.settings
 import trio
+from typing_extensions import Buffer
 
 from ca.client import CaClient, channel_factory
 from ca.credentials import Credential
@@ -52,6 +53,35 @@ class Answer:
     reset_code: int | None = None
 
 
+class PatientHttp2(h2.connection.H2Connection):
+    """The library takes a GOAWAY for the end; for this client what is open goes on (RFC 9113, 6.8)."""
+
+    def __init__(self, config: h2.config.H2Configuration) -> None:
+        super().__init__(config)
+        self.has_goaway = False
+        self._rest = b""
+
+    def receive_data(self, data: Buffer) -> list[h2.events.Event]:
+        events: list[h2.events.Event] = []
+        for frame in self._frames(bytes(data)):
+            found = super().receive_data(frame)
+            events += found
+            if any(isinstance(each, h2.events.ConnectionTerminated) for each in found):
+                self.has_goaway = True
+                self.state_machine.state = h2.connection.ConnectionState.CLIENT_OPEN
+        return events
+
+    def _frames(self, data: bytes) -> Iterator[bytes]:
+        """The whole frames that have come; a part waits for its rest."""
+        self._rest += data
+        while len(self._rest) >= 9:
+            length = 9 + int.from_bytes(self._rest[:3], "big")
+            if len(self._rest) < length:
+                return
+            frame, self._rest = self._rest[:length], self._rest[length:]
+            yield frame
+
+
 class HbonePeer:
     """One TLS connection to a port 15008. Sockets carry the ztunnel's mark, so they pass capture by."""
 
@@ -68,7 +98,7 @@ class HbonePeer:
         except BaseException:
             raw.close()
             raise
-        self._h2 = h2.connection.H2Connection(
+        self._h2 = PatientHttp2(
             h2.config.H2Configuration(client_side=True, header_encoding=None, validate_outbound_headers=False)
         )
         self._h2.initiate_connection()
@@ -102,6 +132,12 @@ class HbonePeer:
                     case h2.events.StreamReset():
                         return Answer(None, {}, int(event.error_code))
 
+    def disregard_limits(self) -> None:
+        """From now on open more streams than the server allows, once its settings have come."""
+        settings = self._h2.remote_settings
+        settings[h2.settings.SettingCodes.MAX_CONCURRENT_STREAMS] = 1 << 20
+        settings.acknowledge()
+
     def send(self, data: bytes, *, end_stream: bool = False) -> None:
         self._h2.send_data(self.stream_id, data, end_stream=end_stream)
         self._flush()
@@ -119,6 +155,11 @@ class HbonePeer:
             self._flush()
         found, self.received = self.received, b""
         return found
+
+    def await_goaway(self) -> None:
+        """Until the server has said that it takes nothing more."""
+        while not self._h2.has_goaway:
+            self._events()
 
     def _events(self) -> list[h2.events.Event]:
         data = self._tls.recv(65536)
@@ -148,3 +189,26 @@ def _context(credential: Credential | None) -> ssl.SSLContext:
         path.write_bytes("".join(credential.chain_pem).encode() + credential.key_pem)
         context.load_cert_chain(path)
     return context
+
+
+def tls_over(
+    raw: socket.socket,
+    *,
+    certificate: Path | None,
+    alpn: Sequence[str] = ("h2",),
+    version: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3,
+) -> ssl.SSLSocket:
+    """TLS of any kind over a connected socket, which it owns; believes whatever the server shows."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = context.maximum_version = version
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    if alpn:
+        context.set_alpn_protocols(list(alpn))
+    if certificate is not None:
+        context.load_cert_chain(certificate)
+    try:
+        return context.wrap_socket(raw)
+    except BaseException:
+        raw.close()
+        raise

@@ -20,7 +20,7 @@ import pytest
 from ca.credentials import Credential
 from mesh.lab.network import Workload
 from tests.kit.certificates import issue, shared_root
-from tests.kit.mesh_peer import Answer, HbonePeer, fetch_credential
+from tests.kit.mesh_peer import Answer, HbonePeer, fetch_credential, tls_over
 from tests.mesh_faults.traffic import PORT, Scene, echoes, has_ended
 
 pytestmark = pytest.mark.namespaces
@@ -54,20 +54,7 @@ class Stranger:
         alpn: tuple[str, ...] = ("h2",),
         version: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3,
     ) -> ssl.SSLSocket:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        context.minimum_version = context.maximum_version = version
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-        if alpn:
-            context.set_alpn_protocols(list(alpn))
-        if certificate is not None:
-            context.load_cert_chain(certificate)
-        raw = self.dial()
-        try:
-            return context.wrap_socket(raw)
-        except BaseException:
-            raw.close()
-            raise
+        return tls_over(self.dial(), certificate=certificate, alpn=alpn, version=version)
 
     def peer(self) -> HbonePeer:
         target = (self.scene.server.ipv4, 15008)

@@ -32,12 +32,18 @@ class Listeners:
         self._broadcast = broadcast
         self._live = live
         self._listening: set[int] = set()
+        self._is_closed = False
         self._retry = trio.Event()
         self._log = get_logger("listeners")
 
     def open(self) -> None:
         """From now on workers listen."""
         self._broadcast(pb.ToWorker(listen=pb.Listen()))
+
+    def close(self) -> None:
+        """Workers take nothing new any more: whoever asks is to choose another replica."""
+        self._is_closed = True
+        self._look()
 
     async def run(self) -> None:
         """Tries again where a worker could not listen, until cancelled."""
@@ -76,7 +82,7 @@ class Listeners:
 
     def _look(self) -> None:
         live = self._live()
-        if live and live <= self._listening:
+        if live and live <= self._listening and not self._is_closed:
             self._readiness.done(LISTENING)
         else:
             self._readiness.undone(LISTENING)

@@ -6,10 +6,11 @@ import ipaddress
 import re
 import socket
 from collections.abc import Callable
-from typing import Final
+from itertools import islice
+from typing import Final, Protocol
 
 from transport.errors import MeshError
-from transport.hbone.connect import ConnectRequest, MalformedRequest
+from transport.hbone.connect import ConnectRequest, MalformedRequest, socket_text
 from transport.hbone.connection import HboneSettings, plain_headers
 from transport.hbone.frame_buffer import FrameBuffer
 from transport.hbone.server import HboneServerConnection, ServerTrust
@@ -39,8 +40,21 @@ def parse_destination(authority: bytes) -> tuple[str, int] | None:
     return (str(mapped or address), port) if 0 < port < 65_536 else None
 
 
+class IngressObserver(Protocol):
+    """Who hears of clients that get nowhere."""
+
+    def on_refused(self, peer: tuple[str, int], status: int, reason: str) -> None:
+        """A request for a tunnel was answered with an error."""
+
+    def on_failed_handshake(self, peer: tuple[str, int], error: MeshError) -> None:
+        """A client did not become one."""
+
+
 class HboneIngress:
-    """Implements HboneServerHandler for all of one listener's connections."""
+    """Implements HboneServerHandler for all of one listener's connections.
+
+    `may_take_on` is asked for each tunnel; where it says no, the answer is 503.
+    """
 
     def __init__(
         self,
@@ -50,12 +64,16 @@ class HboneIngress:
         *,
         buffer: FrameBuffer,
         settings: HboneSettings | None = None,
+        observer: IngressObserver | None = None,
+        may_take_on: Callable[[], bool] = lambda: True,
     ) -> None:
         self._reactor = reactor
         self._proxy = proxy
         self._resolve = resolve
         self._buffer = buffer
         self._settings = settings or HboneSettings(max_peer_streams=100)  # waypoint-facts 1.1
+        self._observer = observer
+        self._may_take_on = may_take_on
         self._connections: set[HboneServerConnection] = set()
         self._is_draining = False
 
@@ -88,15 +106,18 @@ class HboneIngress:
 
     def on_request(self, tunnel: TunnelStream, request: ConnectRequest) -> None:
         connection = tunnel.connection
-        destination = parse_destination(request.authority)
-        if destination is None:
-            tunnel.refuse(plain_headers(400))
-            return
-        declared = self._resolve(destination)
-        if declared is None:
-            tunnel.refuse(plain_headers(404))
-            return
         assert isinstance(connection, HboneServerConnection)
+        destination = parse_destination(request.authority)
+        declared = None if destination is None else self._resolve(destination)
+        if destination is None:
+            self._refuse(tunnel, 400, f"{request.authority!r} is no address and port")
+            return
+        if declared is None:
+            self._refuse(tunnel, 404, f"{request.authority.decode()} is not served here")
+            return
+        if not self._may_take_on():
+            self._refuse(tunnel, 503, "the worker holds as much memory as it may")
+            return
         is_ended = tunnel.is_remote_ended
         tunnel.accept(plain_headers(200))
         source = Source(connection.pump.peer_address, destination, connection.identity)
@@ -105,7 +126,28 @@ class HboneIngress:
         if is_ended:
             stream.on_tunnel_end()
 
-    def on_bad_request(self, connection: HboneServerConnection, request: MalformedRequest) -> None: ...
+    def _refuse(self, tunnel: TunnelStream, status: int, reason: str) -> None:
+        tunnel.refuse(plain_headers(status))
+        if self._observer is not None:
+            self._observer.on_refused(tunnel.connection.pump.peer_address, status, reason)
 
-    def on_closed(self, connection: HboneServerConnection, error: MeshError | None) -> None:  # noqa: ARG002
+    def on_bad_request(self, connection: HboneServerConnection, request: MalformedRequest) -> None:
+        if self._observer is not None:
+            self._observer.on_refused(connection.pump.peer_address, request.status, request.reason)
+
+    def on_closed(self, connection: HboneServerConnection, error: MeshError | None) -> None:
         self._connections.discard(connection)
+        if error is not None and not connection.is_established and self._observer is not None:
+            self._observer.on_failed_handshake(connection.pump.peer_address, error)
+
+    def describe(self, limit: int) -> list[dict[str, object]]:
+        """The first `limit` connections, for a person."""
+        return [
+            {
+                "peer": socket_text(*connection.pump.peer_address),
+                "identity": str(connection.identity) if connection.is_established else None,
+                "tunnels": len(connection.streams),
+                "isDraining": connection.is_draining,
+            }
+            for connection in islice(self._connections, limit)
+        ]

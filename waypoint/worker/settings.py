@@ -38,6 +38,7 @@ class WorkerSettings:
     client_idle_s: float = 3600.0
 
     max_connections: int = 100_000
+    max_resident_bytes: int = 0  # 0: no limit
     credential_wait_s: float = 10.0
     max_queued_flows: int = 10_000
     is_access_log_on: bool = True

@@ -31,13 +31,16 @@ from waypoint.worker.decider import RoutingDecider
 from waypoint.worker.describe import describe_state
 from waypoint.worker.dial import MeshDialler, TcpDialler, TunnelOrigin
 from waypoint.worker.ingress import HboneIngress
+from waypoint.worker.memory import MemoryWatch
 from waypoint.worker.proxy import Proxy, ProxySettings
+from waypoint.worker.refusals import Refusals
 from waypoint.worker.resolver import Resolver, ResolvingDialler
 from waypoint.worker.settings import WorkerSettings
 from waypoint.worker.telemetry import Telemetry, pack_exchanges
 from waypoint.worker.upstreams import Upstreams, UpstreamSettings
 
 _BACKLOG = 1024
+_MAX_DUMPED_CONNECTIONS = 1000
 
 
 class Worker(DataWorker[WorkerSettings]):
@@ -52,6 +55,8 @@ class Worker(DataWorker[WorkerSettings]):
     _decider: RoutingDecider
     _proxy: Proxy
     _ingress: HboneIngress
+    _memory: MemoryWatch
+    _refusals: Refusals
     _records: RecordQueue
     _telemetry: Telemetry
 
@@ -104,8 +109,16 @@ class Worker(DataWorker[WorkerSettings]):
             settings=ProxySettings(idle_s=settings.client_idle_s, codec=settings.http_codec),
             observer=self._telemetry,
         )
+        self._memory = MemoryWatch(settings.max_resident_bytes, lambda: reactor.now)
+        self._refusals = Refusals(self._log)
         self._ingress = HboneIngress(
-            reactor, self._proxy, self._decider.resolve, buffer=buffer, settings=settings.hbone()
+            reactor,
+            self._proxy,
+            self._decider.resolve,
+            buffer=buffer,
+            settings=settings.hbone(),
+            observer=self._refusals,
+            may_take_on=lambda: not self._memory.is_short,
         )
 
     # Resources
@@ -144,10 +157,15 @@ class Worker(DataWorker[WorkerSettings]):
             self._reactor,
             listener.sock,
             self._on_accepted,
-            admits=lambda: self._ingress.open_connections < settings.max_connections,
+            admits=self._has_room,
             log=self._log,
             label=f"{settings.namespace}/{settings.gateway}",
         )
+
+    def _has_room(self) -> bool:
+        """For one more connection."""
+        limit = self._settings.max_connections
+        return self._ingress.open_connections < limit and not self._memory.is_short
 
     def _on_accepted(self, sock: socket.socket, peer: tuple[str, int]) -> None:  # noqa: ARG002 - the seam's
         def begin(found: Credential | MeshError) -> None:
@@ -174,6 +192,8 @@ class Worker(DataWorker[WorkerSettings]):
             named("mycelia_waypoint_client_connections", self._ingress.open_connections),
             named("mycelia_waypoint_upstream_connections", self._upstreams.open_connections),
             named("mycelia_waypoint_rejected_requests_total", self._telemetry.rejected),
+            named("mycelia_waypoint_refused_tunnels_total", self._refusals.refused_tunnels),
+            named("mycelia_waypoint_failed_handshakes_total", self._refusals.failed_handshakes),
         ]
         yield from self._telemetry.parts(request_id, others)
 
@@ -183,6 +203,7 @@ class Worker(DataWorker[WorkerSettings]):
             "upstreamConnections": self._upstreams.open_connections,
             "hboneConnections": self._pool.open_connections,
             "isListening": self._acceptor is not None,
+            "clients": self._ingress.describe(_MAX_DUMPED_CONNECTIONS),
             **describe_state(self._state, self._reactor.now),
         }
 

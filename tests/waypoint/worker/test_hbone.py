@@ -36,6 +36,7 @@ class Mesh:
     ) -> None:
         self.me = me
         self.buffer = FrameBuffer()
+        self.is_short = False
         self.proxy = RunningProxy(routes, make_dialler=self._dialler)
         reactor = self.proxy.reactor
         self.ingress = HboneIngress(
@@ -43,6 +44,7 @@ class Mesh:
             self.proxy.proxy,
             lambda to: declared if to[0] != "10.9.9.9" else None,
             buffer=self.buffer,
+            may_take_on=lambda: not self.is_short,
         )
         trust = ServerTrust(context_for(me, is_server=True), "cluster.local")
         self.listener = open_listener(*listen, is_transparent=False).sock
@@ -124,6 +126,17 @@ def test_a_destination_that_is_not_ours_is_refused(way: tuple[Mesh, Mesh, Mesh])
         assert sock.recv(1) == b""
     client.proxy.log.until(lambda log: len(log.tcp) == 1)
     assert "404" in str(client.proxy.log.tcp[0].error)
+
+
+def test_a_worker_without_memory_says_503_and_goes_on(way: tuple[Mesh, Mesh, Mesh]) -> None:
+    client, waypoint, _ = way
+    waypoint.is_short = True
+    with connect(client.proxy.ports[Declared.TCP]) as sock, contextlib.suppress(ConnectionResetError):
+        assert sock.recv(1) == b""
+    client.proxy.log.until(lambda log: len(log.tcp) == 1)
+    assert "503" in str(client.proxy.log.tcp[0].error)
+    waypoint.is_short = False
+    assert len(curl(client.proxy.ports[Declared.TCP], "/hello", CURL_VERSIONS[0])) == 36
 
 
 def test_an_upstream_of_another_identity_is_not_spoken_to(way: tuple[Mesh, Mesh, Mesh]) -> None:
