@@ -107,6 +107,12 @@ def _why(options: argparse.Namespace) -> int:
     return why.run(options)
 
 
+def _waypoint(options: argparse.Namespace) -> int:
+    from mesh import waypoint_command  # noqa: PLC0415
+
+    return waypoint_command.run(options)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="mycelia", description="An ambient service mesh")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
@@ -115,6 +121,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_config(commands)
     _add_node(commands)
     _add_why(commands)
+    _add_waypoint(commands)
     _add_membership(commands)
     _add_install(commands)
     return parser
@@ -229,6 +236,63 @@ def _add_install(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         each.add_argument(
             "--root", type=Path, default=Path("/"), metavar="DIR", help="a staging folder, for packages"
         )
+
+
+def _add_waypoint(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    waypoint = commands.add_parser("waypoint", help="L7 proxies of namespaces and services")
+    inner = waypoint.add_subparsers(metavar="COMMAND", required=True, dest="waypoint_command")
+    generate = inner.add_parser("generate", help="print the manifests of a waypoint")
+    apply = inner.add_parser("apply", help="write them where the control plane reads")
+    delete = inner.add_parser("delete", help="remove what apply wrote")
+    listing = inner.add_parser("list", help="all waypoints of a mesh")
+    status = inner.add_parser("status", help="one waypoint, and why it is not ready (exit code 1)")
+    for each in (generate, apply, delete, listing, status):
+        each.set_defaults(work=_waypoint)
+        each.add_argument("-n", "--namespace", default=None if each is listing else "default")
+    for each in (generate, apply):
+        each.add_argument("--name", default="waypoint")
+        each.add_argument("--for", dest="traffic", choices=("service", "workload", "all", "none"), default="")
+        each.add_argument("-r", "--revision", default="")
+        each.add_argument("--enroll-namespace", action="store_true")
+        each.add_argument("--node", action=_AddNode, dest="replicas", help="a replica there; repeatable")
+        each.add_argument("--address", action=_AddAddress, dest="replicas", help="of the --node before it")
+    for each in (delete, status):
+        each.add_argument("name", nargs="?", default="waypoint")
+    for each in (apply, delete):
+        each.add_argument("--manifests", type=Path, required=True, metavar="DIR")
+    for each in (apply, status):
+        each.add_argument("--wait", action="store_true", help="until a workload of it is ready")
+        each.add_argument("--timeout", type=float, default=90.0, metavar="SECONDS")
+    for each in (apply, listing, status):
+        each.add_argument("--control-plane", default="127.0.0.1:15014", metavar="HOST:PORT")
+
+
+class _AddNode(argparse.Action):
+    """--node begins a replica."""
+
+    def __call__(
+        self,
+        _parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        value: object,
+        _option: str | None = None,
+    ) -> None:
+        namespace.replicas = [*(namespace.replicas or []), (str(value), [])]
+
+
+class _AddAddress(argparse.Action):
+    """--address belongs to the --node before it."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        value: object,
+        _option: str | None = None,
+    ) -> None:
+        if not namespace.replicas:
+            parser.error("--address belongs behind a --node")
+        namespace.replicas[-1][1].append(str(value))
 
 
 def _add_why(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -84,3 +84,10 @@ class HostChangeError(CommandError):
 
     code = "MYC-6011"
     blame = Blame.ENVIRONMENT
+
+
+class ForeignFileError(CommandError):
+    """A manifest belongs to somebody else: the command neither overwrites nor removes it."""
+
+    code = "MYC-6012"
+    blame = Blame.ENVIRONMENT
