@@ -201,10 +201,11 @@ def _open_listener(
     with _closed_on_error(sock, doing):
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0 if address[0] == "::" else 1)
+        # Accepted sockets inherit it: what is left of a predecessor's connections, open or in TIME_WAIT, does
+        # not keep anybody from listening; another listener still does.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if reuse_port:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        else:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if mark is not None:
             sock.setsockopt(socket.SOL_SOCKET, _SO_MARK, mark)
         got_transparent = False

@@ -158,6 +158,18 @@ def test_shared_port_can_be_opened_twice_and_an_unshared_one_not() -> None:
         assert caught.value.number == errno.EADDRINUSE
 
 
+def test_connections_of_a_closed_listener_keep_nobody_from_its_port() -> None:
+    listener, _ = open_listener("127.0.0.1", 0)
+    address = listener.getsockname()
+    with socket.create_connection(address):
+        accepted, _ = listener.accept()
+        listener.close()
+        open_listener(*address, reuse_port=False).sock.close()
+        accepted.close()
+    # The side that closed first keeps the connection in TIME_WAIT.
+    open_listener(*address, reuse_port=False).sock.close()
+
+
 def test_address_of_another_host_cannot_be_listened_on() -> None:
     with pytest.raises(AddressUnavailable):
         open_listener("192.0.2.1", 0)

@@ -175,6 +175,21 @@ def test_workers_serve_what_is_open_when_the_control_process_is_killed(stage: St
     stage.mesh.wait("the worker's end", lambda: not is_alive(worker))
 
 
+def test_a_successor_starts_while_an_orphaned_worker_still_serves(stage: Stage) -> None:
+    (orphan,) = stage.workers()
+    with opened(stage) as peer:
+        ask(peer)
+        assert answer(peer).status == 200
+        stage.process.kill()
+        ended(stage.process)
+        peer.await_goaway()
+        stage.restart()
+        stage.await_serving()
+        assert is_alive(orphan)
+        assert orphan not in stage.workers()
+    stage.mesh.wait("the orphan's end", lambda: not is_alive(orphan))
+
+
 def test_a_killed_worker_is_replaced_and_others_notice_nothing(stage: Stage) -> None:
     stage.restart(MYCELIA_WAYPOINT_WORKERS="2")
     stage.await_serving()
