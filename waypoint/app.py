@@ -24,12 +24,13 @@ from waypoint.control.metrics import EXCHANGES_DROPPED, HttpTotals
 from waypoint.settings import Settings
 from waypoint.state.destinations import DESTINATION_TYPE
 from waypoint.state.place import Place
+from waypoint.state.policy_kinds import POLICY_KINDS
 from waypoint.state.routes import ROUTES_TYPE
 from waypoint.state.store import WaypointState
 from waypoint.worker.settings import WorkerSettings
 
-# Addresses first: routes and destinations lead to them.
-TYPE_URLS: Final = (ADDRESS_TYPE, DESTINATION_TYPE, ROUTES_TYPE)
+# Addresses first: routes and destinations lead to them. Protection comes before what it protects.
+TYPE_URLS: Final = (ADDRESS_TYPE, DESTINATION_TYPE, *POLICY_KINDS, ROUTES_TYPE)
 CERTIFICATE: Final = "certificate"
 CERTIFICATE_WAIT_S: Final = 0.1
 CERTIFICATE_LOOK_S: Final = 5.0

@@ -21,8 +21,7 @@ from config.compile.peer_authentication import (
 from config.compile.resource import (
     ADDRESS,
     AUTHORIZATION,
-    DESTINATION,
-    SERVICE_ROUTES,
+    WAYPOINT_TYPES,
     Delta,
     Resource,
     TypeUrl,
@@ -86,8 +85,7 @@ class Registry:
         self.resources: dict[TypeUrl, dict[str, Resource]] = {
             ADDRESS: {},
             AUTHORIZATION: {},
-            SERVICE_ROUTES: {},
-            DESTINATION: {},
+            **{type_url: {} for type_url in WAYPOINT_TYPES},
         }
         self.compiled = 0
         self._outputs: dict[_Unit, tuple[_ResourceKey, ...]] = {}

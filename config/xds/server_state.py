@@ -24,6 +24,7 @@ from config.compile.resource import (
     ADDRESS,
     AUTHORIZATION,
     DESTINATION,
+    PROTECTION_TYPES,
     SERVICE_ROUTES,
     WAYPOINT_TYPES,
     Delta,
@@ -35,7 +36,7 @@ from config.xds.messages import EVERYTHING
 from proto.envoy import discovery_pb2 as pb
 
 MAX_KEYS: Final = 20_000
-MAX_TYPES: Final = 8
+MAX_TYPES: Final = 16
 MAX_NACK_CHARS: Final = 2_000
 
 
@@ -224,14 +225,16 @@ class ServerState:
         return self._next_of_waypoint(system_version)
 
     def _next_of_waypoint(self, system_version: str) -> pb.DeltaDiscoveryResponse | None:
-        routes, destinations = self.watches.get(SERVICE_ROUTES), self.watches.get(DESTINATION)
+        routes = self.watches.get(SERVICE_ROUTES)
         for type_url in WAYPOINT_TYPES:
             watch = self.watches.get(type_url)
             if watch is None or watch.in_flight:
                 continue
-            if watch is routes and destinations is not None and destinations.upserts:
-                continue  # routes lead to destinations, and their subsets
-            is_removal_safe = watch is not destinations or not _is_busy(routes)
+            if watch is routes and any(
+                _has_upserts(self.watches.get(each)) for each in (DESTINATION, *PROTECTION_TYPES)
+            ):
+                continue  # routes lead to destinations, and nothing is open before it is protected
+            is_removal_safe = watch is routes or not _is_busy(routes)
             has_less = watch.removed or watch.widened
             if watch.upserts or watch.must_answer or (has_less and is_removal_safe):
                 return self._respond(type_url, watch, system_version, with_removals=is_removal_safe)
@@ -314,6 +317,10 @@ class ServerState:
 
 def _is_busy(watch: Watch | None) -> bool:
     return watch is not None and (watch.has_news or bool(watch.in_flight))
+
+
+def _has_upserts(watch: Watch | None) -> bool:
+    return watch is not None and bool(watch.upserts)
 
 
 def _client_name(type_url: str, name: str) -> str:

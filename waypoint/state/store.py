@@ -1,5 +1,5 @@
-"""All that a worker of a waypoint knows: the mesh's address book, routes, destinations, and the clusters that
-requests have asked for.
+"""All that a worker of a waypoint knows: the mesh's address book, routes, destinations, policies, and the
+clusters that requests have asked for.
 
 Invariants: a refused resource leaves its last good version in place. The waypoint serves the services that it
 has routes for, and the workloads that name it for their waypoint. A cluster is made at the first question and
@@ -28,6 +28,8 @@ from waypoint.state.errors import RoutesRejected
 from waypoint.state.hosts import Endpoint
 from waypoint.state.members import Wanted, application, endpoint_of, protocol_of
 from waypoint.state.place import Place
+from waypoint.state.policies import PolicyBook
+from waypoint.state.policy_kinds import POLICY_KINDS
 from waypoint.state.routes import ROUTES_TYPE, PortTable, ServiceTable, parse_routes
 
 _MAX_CLUSTERS = 16_384
@@ -45,6 +47,7 @@ class WaypointState:
     def __init__(self, place: Place, *, clock: Callable[[], float], random: Callable[[], float]) -> None:
         self.place = place
         self.mesh = MeshState(on_workload=self._on_workload)
+        self.policies = PolicyBook(POLICY_KINDS)
         self.generation = 0
         self.on_gone: Callable[[Endpoint], None] = _nobody_cares
         self._clock = clock
@@ -68,6 +71,8 @@ class WaypointState:
                 rejected = self._take(self._tables, parse_routes, upserts, removed)
             case _ if type_url == DESTINATION_TYPE:
                 rejected = self._take(self._destinations, parse_destination, upserts, removed)
+            case _ if type_url in POLICY_KINDS:
+                rejected = self.policies.apply(type_url, upserts, removed)
             case _:
                 rejected = self.mesh.apply(type_url, upserts, removed)
                 if type_url == ADDRESS_TYPE:

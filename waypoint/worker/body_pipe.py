@@ -128,6 +128,24 @@ class BodyPipe:
             self._held.append(memoryview(bytes(data)))
             self.held_bytes += size
 
+    def peek(self, limit_bytes: int) -> bytes:
+        """The first of what is held."""
+        found = bytearray()
+        for piece in self._held or ():
+            found += piece[: limit_bytes - len(found)]
+            if len(found) >= limit_bytes:
+                break
+        return bytes(found)
+
+    def credit_held(self) -> None:
+        """Let the source send more although nothing was passed on: for whoever needs to see so much."""
+        credited = self._source if isinstance(self._source, _Credited) else _Credited(self._source, 0)
+        fresh = self.held_bytes - credited.before
+        if fresh > 0:
+            credited.source.consumed(self._source_id, fresh)
+            credited.before = self.held_bytes
+            self._source = credited
+
     def push_trailers(self, headers: list[Header]) -> None:
         """The source's last word."""
         self.is_all_received = True
@@ -223,14 +241,14 @@ class BodyPipe:
 class _Credited:
     """A source that was given credit for its first bytes already."""
 
-    __slots__ = ("_before", "_source")
+    __slots__ = ("before", "source")
 
     def __init__(self, source: BodySource, before: int) -> None:
-        self._source = source
-        self._before = before
+        self.source = source
+        self.before = before
 
     def consumed(self, stream_id: int, flow_bytes: int) -> None:
-        known = min(self._before, flow_bytes)
-        self._before -= known
+        known = min(self.before, flow_bytes)
+        self.before -= known
         if flow_bytes > known:
-            self._source.consumed(stream_id, flow_bytes - known)
+            self.source.consumed(stream_id, flow_bytes - known)

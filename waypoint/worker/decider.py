@@ -11,7 +11,7 @@ only, never to another waypoint. Bounds: `_MAX_PORTS` addresses are remembered, 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from dataplane.state.model import Workload
@@ -31,8 +31,9 @@ from waypoint.state.session import Session, read_session, session_backend
 from waypoint.state.stickiness import stickiness
 from waypoint.state.store import WaypointState
 from waypoint.worker.answers import NO_ROUTE, Answer, of_local
+from waypoint.worker.checks import Check, CheckSource, checks_of
 from waypoint.worker.headers import Request
-from waypoint.worker.plan import Declared, Plan, Source, TcpPlan
+from waypoint.worker.plan import Declared, Matched, Plan, Source, TcpPlan
 from waypoint.worker.request_changes import change_request
 from waypoint.worker.routed_plan import RoutedPlan
 from waypoint.worker.routed_tcp_plan import RoutedTcpPlan
@@ -58,11 +59,13 @@ class RoutingDecider:
         *,
         random: Callable[[], float],
         wall_clock: Callable[[], float],
+        check_sources: Sequence[CheckSource] = (),
     ) -> None:
         self.state = state
         self.reactor = reactor
         self.random = random
         self.wall_clock = wall_clock
+        self._check_sources = check_sources
         self._ports: dict[tuple[str, int], ServedPort | None] = {}
         self._generation = state.generation
         self._sweep_timer: Timer = reactor.call_later(_SWEEP_S, self._sweep)
@@ -90,6 +93,10 @@ class RoutingDecider:
             return self._ports[destination]
         except KeyError:
             found = self._ports[destination] = self._find_port(destination)
+            if found is not None:
+                sources = self._check_sources
+                found.checks = checks_of(sources, found)
+                found.stream_checks = [each for source in sources for each in source.stream_checks(found)]
             return found
 
     def _find_port(self, destination: tuple[str, int]) -> ServedPort | None:
@@ -101,7 +108,7 @@ class RoutingDecider:
             return None if workload is None else _workload_port(workload, destination, state)
         service = state.served_service(ip)
         table = None if service is None else state.table(service.key, port)
-        if table is None:
+        if service is None or table is None:
             return None
 
         def find(backend: Backend) -> Cluster | None:
@@ -111,12 +118,25 @@ class RoutingDecider:
 
     # Requests
 
-    def choose(self, request: Request, source: Source) -> Plan | Answer:
+    def checks(self, source: Source) -> Sequence[Check]:
         port = self._port(source.destination)
-        if port is None:
-            return NO_ROUTE
+        return () if port is None else port.checks
+
+    def match(self, request: Request, source: Source) -> Matched:
+        port = self._port(source.destination)
+        assert port is not None, "where there are checks there is a port"
+        return Matched(port, port.table.http.match(facts_of(request, source)))
+
+    def choose(self, request: Request, source: Source, matched: Matched | None = None) -> Plan | Answer:
         facts = facts_of(request, source)
-        entry = port.table.http.match(facts)
+        if matched is not None:
+            port, entry = matched.port, matched.entry
+        else:
+            found = self._port(source.destination)
+            if found is None:
+                return NO_ROUTE
+            port = found
+            entry = port.table.http.match(facts)
         if entry is None:
             return UnroutedPlan(port)
         ways = port.ways(entry)
@@ -211,6 +231,8 @@ class RoutingDecider:
         rule = None if port is None else port.table.match_tcp(server_name)
         if port is None or rule is None:
             return None
+        if any(check.refuse(source, server_name) for check in port.stream_checks):
+            return None
         cluster = port.tcp_cluster(rule, self.random())
         return None if cluster is None else RoutedTcpPlan(self, source, port, rule, cluster)
 
@@ -283,4 +305,4 @@ def _workload_port(workload: Workload, destination: tuple[str, int], state: Wayp
         return state.workload_cluster(workload, destination)
 
     ports = PortTable(pb.DETECT, table, (tcp,))
-    return ServedPort(ports, Declared.DETECT, None, destination[1], find)
+    return ServedPort(ports, Declared.DETECT, workload, destination[1], find)

@@ -1,8 +1,9 @@
 """One request and its answer: from the downstream's headers to both directions' ends.
 
-Phases: normalise and sanitise, decide (the plan), try an endpoint and perhaps another, pass the response on.
-Bodies flow both ways as they come. Invariants: the client gets exactly one final response or a reset; nothing
-is repeated after the response's headers have left; `finish` runs once and leaves no timer, stream or try.
+Phases: normalise and sanitise, pass the port's checks, decide (the plan), try an endpoint and perhaps
+another, pass the response on. Bodies flow both ways as they come. Invariants: the client gets exactly one
+final response or a reset; nothing is repeated after the response's headers have left; `finish` runs once and
+leaves no timer, stream or try.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from waypoint.worker import answers
 from waypoint.worker.answers import Answer
 from waypoint.worker.attempt import Attempt
 from waypoint.worker.body_pipe import BodyPipe
+from waypoint.worker.checks import Check
+from waypoint.worker.examination import Examination
 from waypoint.worker.failures import Cause, Failure, answer_to, flag_of
 from waypoint.worker.headers import (
     Request,
@@ -30,7 +33,7 @@ from waypoint.worker.headers import (
     value_of,
 )
 from waypoint.worker.http_connection import HttpConnection
-from waypoint.worker.plan import Outcome, Plan, Source
+from waypoint.worker.plan import Matched, Outcome, Plan, Source
 from waypoint.worker.shadow import MAX_SHADOWS, Shadow
 
 if TYPE_CHECKING:
@@ -67,6 +70,7 @@ class Exchange:
         "_timer",
         "_tried",
         "attempt",
+        "examination",
         "is_upgraded",
         "outcome",
         "plan",
@@ -87,6 +91,7 @@ class Exchange:
         self.response_pipe: BodyPipe | None = None
         self.plan: Plan | None = None
         self.attempt: Attempt | None = None
+        self.examination: Examination | None = None  # only where something protects the port
         self.outcome = Outcome()
         self.is_upgraded = False
         self._tried: list[Endpoint] = []
@@ -132,7 +137,35 @@ class Exchange:
             if not request.upgrade:
                 self.respond(answers.UPGRADE_REFUSED)
                 return
-        plan = proxy.decider.choose(request, self._downstream.source)
+        checks = proxy.decider.checks(self._downstream.source)
+        if checks:
+            self._examine(checks)
+        else:
+            self._choose(None)
+
+    def _examine(self, checks: Sequence[Check]) -> None:
+        matched = self.proxy.decider.match(self.request, self._downstream.source)
+        examination = self.examination = Examination(self, checks, matched)
+        result = examination.begin()
+        if result is None or isinstance(result, Answer):
+            self.on_examined(result)
+
+    def on_examined(self, answer: Answer | None) -> None:
+        """The checks are done: the request may pass, or gets an answer."""
+        if self._is_over:
+            return
+        examination = self.examination
+        assert examination is not None
+        if answer is not None:
+            self.respond(answer)
+        elif examination.must_rematch:
+            self._choose(None)
+        else:
+            self._choose(examination.matched)
+
+    def _choose(self, matched: Matched | None) -> None:
+        proxy, request = self.proxy, self.request
+        plan = proxy.decider.choose(request, self._downstream.source, matched)
         if isinstance(plan, Answer):
             self.respond(plan)
             return
@@ -264,6 +297,8 @@ class Exchange:
                 pipe.is_all_received = pipe.is_all_sent = True  # a refused upgrade has no content
             headers = read_response(headers, int((now - attempt.opened_at) * 1000))
             plan.on_response(status, headers)
+            if self.examination is not None:
+                self.examination.change_response(status, headers)
         outcome.response_header_bytes = octets_of(headers)
         if end_stream and self.request.is_grpc:
             outcome.grpc_status = attempt.grpc_status
@@ -314,6 +349,9 @@ class Exchange:
         head, body = answer.head(is_grpc=self.request.is_grpc, is_bodiless=self._is_bodiless)
         if self.plan is not None:
             self.plan.on_response(answer.status, head)
+        if self.examination is not None:
+            self.examination.cancel()
+            self.examination.change_response(answer.status, head)
         if self._is_upgrade_asked:
             self.request_pipe.is_all_received = True  # a refused upgrade has no content
         elif not self.request_pipe.is_all_received:
@@ -333,6 +371,8 @@ class Exchange:
             for shadow in self._shadows or ():
                 shadow.push_trailers(headers)
             self.request_pipe.push_trailers(headers)
+            if self.examination is not None:
+                self.examination.on_body()
             self.check_end()
 
     def on_body(self, data: memoryview, flow_bytes: int, end_stream: bool) -> None:
@@ -340,6 +380,8 @@ class Exchange:
             for shadow in self._shadows:
                 shadow.push(data, end=end_stream)
         self.request_pipe.push(data, flow_bytes, end=end_stream)
+        if self.examination is not None:
+            self.examination.on_body()
         if end_stream or self.is_upgraded:
             self.check_end()
 
@@ -431,6 +473,8 @@ class Exchange:
     def _finish(self) -> None:
         self._is_over = True
         self.request_pipe.settle()
+        if self.examination is not None:
+            self.examination.cancel()
         if self._timer is not None:
             self._timer.cancel()
         if self._idle_timer is not None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from dataplane.state.model import Service, Workload
 from transport.errors import MeshError
@@ -19,6 +19,11 @@ from waypoint.state.hosts import Endpoint
 from waypoint.worker.answers import NO_HEALTHY_UPSTREAM, Answer
 from waypoint.worker.failures import Failure, is_safe_to_repeat
 from waypoint.worker.headers import Request
+
+if TYPE_CHECKING:
+    from waypoint.state.route_table import RouteEntry
+    from waypoint.worker.checks import Check
+    from waypoint.worker.ways import ServedPort
 
 MAX_SAFE_REPEATS = 2  # waypoint-facts 6
 MAX_REPLAY_BYTES = 1 << 20  # waypoint-facts 6: the retry buffer
@@ -66,6 +71,7 @@ class Outcome:
     service_port: int = 0
     cluster: str = ""  # the backend chosen: "namespace/hostname:port" and perhaps "/subset"
     workload: Workload | None = None  # of the endpoint that the latest try went to
+    policy: str = ""  # what denied it: "kind/namespace/name" and which part of it
 
     def add_flag(self, flag: str) -> None:
         """Join a flag to those that are there."""
@@ -141,11 +147,31 @@ class TcpPlan(Protocol):
         """The last call: what the plan knows goes into the outcome."""
 
 
+class Matched:
+    """A request's port and the rule that takes it; None: no rule does."""
+
+    __slots__ = ("entry", "port")
+
+    def __init__(self, port: ServedPort, entry: RouteEntry | None) -> None:
+        self.port = port
+        self.entry = entry
+
+    @property
+    def route_name(self) -> str:
+        return "" if self.entry is None else self.entry.rule.name
+
+
 class Decider(Protocol):
     """Decides requests and plain connections."""
 
-    def choose(self, request: Request, source: Source) -> Plan | Answer:
-        """What becomes of a request; may change `request`."""
+    def checks(self, source: Source) -> Sequence[Check]:
+        """What has to let a request pass before `choose`, in order; mostly nothing."""
+
+    def match(self, request: Request, source: Source) -> Matched:
+        """The rule that takes a request. Asked for where there are checks only."""
+
+    def choose(self, request: Request, source: Source, matched: Matched | None = None) -> Plan | Answer:
+        """What becomes of a request, by the rule that was matched before or else now; may change it."""
 
     def wants_server_name(self, source: Source) -> bool:
         """Whether `choose_tcp` needs the name in a TLS ClientHello."""

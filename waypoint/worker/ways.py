@@ -7,10 +7,10 @@ are valid for one generation of the state (decider.py).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
-from dataplane.state.model import Service
+from dataplane.state.model import Service, Workload
 from waypoint.state.cluster import Cluster
 from waypoint.state.flags import NO_BACKEND, Details, Flag, LocalAnswer, invalid_backend
 from waypoint.state.retry import DEFAULT_POLICY
@@ -18,6 +18,7 @@ from waypoint.state.route_table import RouteEntry
 from waypoint.state.routes import PortTable, TcpRule
 from waypoint.state.rules import Backend, Forward, HeaderChanges, HttpRule
 from waypoint.worker.answers import Answer, of_local
+from waypoint.worker.checks import Check, StreamCheck
 from waypoint.worker.plan import MAX_REPLAY_BYTES, Declared
 
 Changes: TypeAlias = tuple[HeaderChanges, ...]
@@ -90,25 +91,39 @@ class RuleWays:
 
 
 class ServedPort:
-    """A destination address that is served. `service` is whose it is; None: a workload's own address."""
+    """A destination address that is served: whose it is, a service's or else a workload's own.
+
+    `checks` and `stream_checks` are what protects it.
+    """
 
     __slots__ = (
         "_find",
         "_ways",
+        "checks",
         "declared",
         "needs_server_name",
         "port",
         "service",
+        "stream_checks",
         "table",
+        "workload",
     )
 
     def __init__(
-        self, table: PortTable, declared: Declared, service: Service | None, port: int, find: FindCluster
+        self,
+        table: PortTable,
+        declared: Declared,
+        owner: Service | Workload,
+        port: int,
+        find: FindCluster,
     ) -> None:
         self.table = table
         self.declared = declared
-        self.service = service
+        self.service = owner if isinstance(owner, Service) else None
+        self.workload = owner if isinstance(owner, Workload) else None
         self.port = port
+        self.checks: Sequence[Check] = ()
+        self.stream_checks: Sequence[StreamCheck] = ()
         self.needs_server_name = any(rule.sni_hosts for rule in table.tcp_rules)
         self._find = find
         self._ways: dict[int, RuleWays] = {}

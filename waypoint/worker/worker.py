@@ -27,6 +27,7 @@ from transport.sockets import begin_connect, client_sockets, open_listener, set_
 from transport.spiffe import SpiffeId
 from waypoint.state.place import Place
 from waypoint.state.store import WaypointState
+from waypoint.worker.checks import CheckSource
 from waypoint.worker.decider import RoutingDecider
 from waypoint.worker.describe import describe_state
 from waypoint.worker.dial import MeshDialler, TcpDialler, TunnelOrigin
@@ -90,8 +91,14 @@ class Worker(DataWorker[WorkerSettings]):
         )
         dialler = ResolvingDialler(mesh_dialler, Resolver(reactor), random.random)
         self._upstreams = Upstreams(reactor, dialler, UpstreamSettings(codec=settings.http_codec))
+        self._check_sources: tuple[CheckSource, ...] = ()
         self._decider = RoutingDecider(
-            self._state, reactor, self._upstreams, random=random.random, wall_clock=time.time
+            self._state,
+            reactor,
+            self._upstreams,
+            random=random.random,
+            wall_clock=time.time,
+            check_sources=self._check_sources,
         )
         self._records = RecordQueue(
             reactor,
@@ -229,4 +236,6 @@ class Worker(DataWorker[WorkerSettings]):
         self._proxy.close()
         self._ingress.close()
         self._decider.close()
+        for source in self._check_sources:
+            source.close()
         self._pool.close(None)

@@ -22,6 +22,7 @@ from transport.reactor import Reactor, Registration
 from transport.sockets import accept, open_listener, set_accepted_options
 from waypoint.state.hosts import Application, Endpoint
 from waypoint.worker.answers import NO_ROUTE, Answer
+from waypoint.worker.checks import Check
 from waypoint.worker.dial import Dialler, TcpDialler
 from waypoint.worker.exchange import Exchange
 from waypoint.worker.headers import Request
@@ -30,6 +31,7 @@ from waypoint.worker.plan import (
     Declared,
     DirectPlan,
     DirectTcpPlan,
+    Matched,
     Plan,
     Source,
     TcpOutcome,
@@ -51,7 +53,13 @@ class Routes:
     tcp: Endpoint | None = None
     requests: list[Request] = field(default_factory=list)
 
-    def choose(self, request: Request, source: Source) -> Plan | Answer:
+    def checks(self, source: Source) -> Sequence[Check]:
+        return ()
+
+    def match(self, request: Request, source: Source) -> Matched:
+        raise AssertionError("there are no checks")
+
+    def choose(self, request: Request, source: Source, matched: Matched | None = None) -> Plan | Answer:
         self.requests.append(request)
         for prefix, make in self.by_prefix:
             if request.path.startswith(prefix):

@@ -7,7 +7,7 @@ import http.client
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
@@ -18,6 +18,7 @@ from transport.http1.codec import CodecKind
 from transport.reactor import Reactor
 from waypoint.state.place import Place
 from waypoint.state.store import WaypointState
+from waypoint.worker.checks import CheckSource
 from waypoint.worker.decider import RoutingDecider
 from waypoint.worker.proxy import ProxySettings
 from waypoint.worker.upstreams import Upstreams, UpstreamSettings
@@ -127,14 +128,21 @@ class Waypoint(RunningProxy):
         codec: CodecKind = "lean",
         seed: int = 1,
         upstream_settings: UpstreamSettings | None = None,
+        check_sources: Callable[[WaypointState, Reactor], Sequence[CheckSource]] = lambda state, reactor: (),
         **fields: Any,
     ) -> None:
         def make(reactor: Reactor, upstreams: Upstreams) -> RoutingDecider:
             source = random.Random(seed)
             self.state = WaypointState(place, clock=lambda: reactor.now, random=source.random)
             assert put(self.state, *resources) == {}
+            self.sources = check_sources(self.state, reactor)
             self.decider = RoutingDecider(
-                self.state, reactor, upstreams, random=source.random, wall_clock=time.time
+                self.state,
+                reactor,
+                upstreams,
+                random=source.random,
+                wall_clock=time.time,
+                check_sources=self.sources,
             )
             return self.decider
 
@@ -169,6 +177,8 @@ class Waypoint(RunningProxy):
 
     def __exit__(self, *parameters: object) -> None:
         self.ask(self.decider.close)
+        for source in self.sources:
+            self.ask(source.close)
         super().__exit__(*parameters)
 
 

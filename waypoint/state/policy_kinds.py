@@ -1,0 +1,15 @@
+"""Which kinds of protection a waypoint understands, and how each is read. One line per kind.
+
+The order is that in which a new worker hears of them; all of them come before the routes, so that no service
+is served before what protects it is known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Final
+
+from waypoint.state.policies import Parse
+
+POLICY_KINDS: Final[Mapping[str, Parse]] = MappingProxyType({})
