@@ -40,7 +40,15 @@ ACTORS: Final = (
     Actor("web", "beta", "shop"),
     Actor("cache", "beta", "shop"),
     Actor("mail", "beta", "shop"),
+    Actor("store-v1", "beta", "shop"),
+    Actor("store-v2", "beta", "shop"),
+    Actor("shadow", "beta", "shop"),
+    Actor("greeter-1", "beta", "shop"),
+    Actor("greeter-2", "beta", "shop"),
+    Actor("waypoint", "beta", "shop"),
 )
+# Has no manifest before the second act: until then it is a namespace with nothing in it.
+WAYPOINT: Final = ACTORS[-1]
 
 
 def examples() -> Path:

@@ -40,13 +40,21 @@ http {{
   fastcgi_temp_path {directory}/fastcgi;
   uwsgi_temp_path {directory}/uwsgi;
   scgi_temp_path {directory}/scgi;
+  {before_server}
   server {{
     listen 80;
     listen [::]:80;
-    root {root};
+    {server}
   }}
 }}
 """
+
+# Half of the answers to /flaky are failures, by chance.
+FLAKY: Final = 'split_clients "$request_id" $is_bad { 50% 1; * 0; }'
+STORE: Final = """\
+add_header x-version {version} always;
+    location = /flaky {{ if ($is_bad) {{ return 503 "broken\\n"; }} return 200 "{version}\\n"; }}
+    location / {{ return 200 "{version}\\n"; }}"""
 
 
 def require_programs() -> None:
@@ -58,18 +66,35 @@ def require_programs() -> None:
             f"the demo needs {', '.join(missing)}, not installed here",
             next_step=f"apt-get install -y {packages}",
         )
-    if importlib.util.find_spec("aiosmtpd") is None:
-        raise ProgramsMissingError(
-            "the demo needs the mail server aiosmtpd, not installed here",
-            next_step=f"{sys.executable} -m pip install aiosmtpd",
-        )
+    for module, what in (("aiosmtpd", "the mail server aiosmtpd"), ("grpc", "grpcio")):
+        if importlib.util.find_spec(module) is None:
+            raise ProgramsMissingError(
+                f"the demo needs {what}, not installed here",
+                next_step=f"{sys.executable} -m pip install -r requirements-demo.txt",
+            )
 
 
 def nginx(directory: Path, root: Path) -> list[str]:
     """Command line of an nginx that serves `root` on port 80 and logs who asked to `access.log`."""
+    return _nginx(directory, f"root {root};")
+
+
+def store(directory: Path, version: str, *, is_flaky: bool = False) -> list[str]:
+    """An nginx that answers everything with its version, also in the header `x-version`."""
+    rule = FLAKY if is_flaky else "map $request_id $is_bad { default 0; }"
+    return _nginx(directory, STORE.format(version=version), rule)
+
+
+def greeter(name: str) -> list[str]:
+    return [sys.executable, "-u", "-m", "mesh.demo.greeter", "serve", name]
+
+
+def _nginx(directory: Path, server: str, before_server: str = "") -> list[str]:
     directory.mkdir(parents=True, exist_ok=True)
     configuration = directory / "nginx.conf"
-    configuration.write_text(NGINX_CONFIGURATION.format(directory=directory, root=root))
+    configuration.write_text(
+        NGINX_CONFIGURATION.format(directory=directory, server=server, before_server=before_server)
+    )
     return ["nginx", "-c", str(configuration), "-e", str(directory / "error.log"), "-p", str(directory)]
 
 

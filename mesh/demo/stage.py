@@ -28,7 +28,18 @@ PACKAGE_ROOT: Final = Path(__file__).resolve().parents[2]
 LOOK_EVERY_S: Final = 0.05
 READY_S: Final = 20.0
 HTTP_S: Final = 3.0
+PORTS: Final = {
+    "web": 80,
+    "cache": 6379,
+    "mail": 25,
+    "store-v1": 80,
+    "store-v2": 80,
+    "shadow": 80,
+    "greeter-1": 50051,
+    "greeter-2": 50051,
+}
 AMBIENT: Final = "istio.io/dataplane-mode: ambient"
+USE_WAYPOINT: Final = "istio.io/use-waypoint: waypoint"
 Found = TypeVar("Found")
 Flow = dict[str, object]
 
@@ -59,7 +70,12 @@ class Stage:
         self._start("nginx", "web", programs.nginx(RUN / "nginx", site))
         self._start("redis", "cache", programs.redis(RUN / "redis"))
         self._start("mail", "mail", programs.mail())
-        for actor, port in (("web", 80), ("cache", 6379), ("mail", 25)):
+        for name, is_flaky in (("store-v1", False), ("store-v2", True), ("shadow", False)):
+            version = name.rpartition("-")[2]
+            self._start(f"nginx-{name}", name, programs.store(RUN / name, version, is_flaky=is_flaky))
+        for name in ("greeter-1", "greeter-2"):
+            self._start(name, name, programs.greeter(name))
+        for actor, port in PORTS.items():
             self.wait_for(f"{actor} on port {port}", partial(self._listens, actor, port))
 
     def start_control_plane(self) -> None:
@@ -233,9 +249,14 @@ class Stage:
         path = layout.manifests() / "namespace-shop.yaml"
         self._replace(path, path.read_text().rstrip() + f"\n  labels:\n    {AMBIENT}\n")
 
-    def apply(self, name: str) -> None:
-        """Drops one of examples/demo/later into the manifests."""
-        self._replace(layout.manifests() / name, (layout.examples() / "later" / name).read_text())
+    def opt_in(self) -> None:
+        """Gives the namespace its waypoint, in the same place."""
+        path = layout.manifests() / "namespace-shop.yaml"
+        self._replace(path, path.read_text().rstrip() + f"\n    {USE_WAYPOINT}\n")
+
+    def apply(self, name: str, *, target: str = "") -> None:
+        """Drops one of examples/demo/later into the manifests, as `target` if it replaces another."""
+        self._replace(layout.manifests() / (target or name), (layout.examples() / "later" / name).read_text())
 
     def remove(self, name: str) -> None:
         (layout.manifests() / name).unlink()

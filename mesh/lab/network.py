@@ -289,6 +289,7 @@ class Lab:
         stdin: str | None = None,
         timeout_s: float = 20.0,
         env: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
         check: bool = True,
     ) -> subprocess.CompletedProcess[str]:
         """Runs a command there to its end. Raises LabCommandError when it fails (with `check`) or takes too
@@ -299,6 +300,7 @@ class Lab:
             argv,
             where.path,
             env=env,
+            cwd=cwd,
             stdin=subprocess.PIPE if stdin is not None else subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

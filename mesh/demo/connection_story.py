@@ -1,25 +1,19 @@
-"""The story of the demo, chapter by chapter. Each chapter does one thing and writes down what it saw."""
+"""The first act of the demo: connections. Each chapter does one thing and writes down what it saw."""
 
 from __future__ import annotations
 
 import base64
 import re
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from cryptography import x509
-from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from mesh.demo.checks import Ledger
-from mesh.demo.layout import ACTORS, RUN
-from mesh.demo.stage import READY_S, Flow, Found, Stage
-from mesh.errors import NotInTimeError
+from mesh.demo.layout import ACTORS, RUN, WAYPOINT
+from mesh.demo.stage import READY_S
+from mesh.demo.teller import Chapter, Teller
 from mesh.lab.capture import Capture
 
 HBONE_PORT: Final = 15008
@@ -27,8 +21,6 @@ SECRET: Final = b"card 4929-1234-5678-9012"
 REQUEST: Final = b"GET /order.txt"
 WEB_VIP_IPV4, WEB_VIP_IPV6 = "10.78.0.10", "fd78::10"
 TLS_RECORDS: Final = (b"\x14\x03", b"\x15\x03", b"\x16\x03", b"\x17\x03")
-CLAIM_S: Final = 10.0
-PAUSE_S: Final = 2.0
 SPIFFE: Final = re.compile(r"URI:(spiffe://\S+)")
 ACTOR: Final = {actor.name: actor for actor in ACTORS}
 
@@ -41,19 +33,13 @@ Two kilos of chanterelles, please.
 """
 
 
-@dataclass(slots=True)
-class Story:
-    """Tells it on `console`; `pause_s` is the time to read between chapters."""
+class ConnectionStory(Teller):
+    """The first act: what the mesh does with any TCP connection."""
 
-    stage: Stage
-    console: Console
-    pause_s: float = 0.0
-    ledger: Ledger = field(default_factory=Ledger)
-
-    def tell(self) -> None:
-        """All chapters. Raises MeshError when the stage breaks; failed claims are in the ledger."""
-        chapters: tuple[tuple[str, Callable[[], None]], ...] = (
-            ("Two nodes, five workloads, real programs", self.build),
+    def chapters(self) -> Sequence[Chapter]:
+        """In order; each builds on those before it."""
+        return (
+            ("Two nodes, eleven workloads, real programs", self.build),
             ("Before: whoever holds the wire reads along", self.before),
             ("One label enrols the namespace", self.enrol),
             ("The same request again: mutual TLS is all that the wire carries", self.after),
@@ -63,36 +49,6 @@ class Story:
             ("A policy cuts an open connection", self.policy),
             ("A strict namespace refuses plaintext", self.strict),
         )
-        columns = (
-            TextColumn("[bold]{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-        )
-        with Progress(*columns, console=self.console, transient=True) as progress:
-            task = progress.add_task("", total=len(chapters))
-            for number, (title, chapter) in enumerate(chapters, 1):
-                progress.update(task, description=title)
-                self.console.print(f"\n[bold cyan]{number}. {title}[/]")
-                chapter()
-                progress.advance(task)
-                if number < len(chapters):
-                    time.sleep(self.pause_s)
-
-    # --- telling ---
-
-    def say(self, text: str) -> None:
-        self.console.print(f"   {text}", highlight=False)
-
-    def show(self, text: str) -> None:
-        """What a program printed, as it is."""
-        for line in text.strip().splitlines():
-            self.console.print(f"   [dim]|[/] {escape(line)}", highlight=False)
-
-    def claim(self, claim: str, *, is_held: bool, evidence: str) -> None:
-        check = self.ledger.add(claim, is_held=is_held, evidence=evidence)
-        mark = "[green]ok[/]" if check.is_held else "[bold red]FAILED[/]"
-        self.say(f"{mark} {escape(claim)} [dim]({escape(evidence)})[/]")
 
     # --- chapters ---
 
@@ -128,7 +84,7 @@ class Story:
         stage = self.stage
         stage.enrol()
         self.show("namespace-shop.yaml: labels: istio.io/dataplane-mode: ambient")
-        members = [actor for actor in ACTORS if actor.namespace == "shop"]
+        members = [actor for actor in ACTORS if actor.namespace == "shop" and actor != WAYPOINT]
         begun = time.monotonic()
         for actor in members:
             with stage.agent(actor.node) as agent:
@@ -157,7 +113,7 @@ class Story:
 
     def identities(self) -> None:
         client, web = ACTOR["client"].spiffe_id, ACTOR["web"].spiffe_id
-        flow = self._flow(
+        flow = self.flow(
             "beta", lambda one: one.get("dst.workload") == "web" and one.get("src.identity") == client
         )
         self.say("the ztunnel of beta, from the certificates of the handshake:")
@@ -198,7 +154,7 @@ class Story:
         greeting = next((line[2:] for line in done.stderr.splitlines() if line.startswith("< 220")), "")
         self.show(f"client$ curl {address} --upload-file mail.txt\n{greeting}")
         inbox = RUN / "logs" / "mail.log"
-        has_arrived = self._eventually(lambda: "chanterelles" in inbox.read_text() or None)
+        has_arrived = self.eventually(lambda: "chanterelles" in inbox.read_text() or None)
         self.claim(
             "a server-first protocol works: the mail server greeted and took the letter",
             is_held=done.returncode == 0 and bool(greeting) and bool(has_arrived),
@@ -245,7 +201,7 @@ class Story:
         since = stage.log_size("beta")
         begun = time.monotonic()
         stage.apply("deny-client-to-cache.yaml")
-        self._eventually(lambda: "Error" in printed.read_text() or None)
+        self.eventually(lambda: "Error" in printed.read_text() or None)
         text = printed.read_text()
         took = time.monotonic() - begun
         self.show(f"redis-cli: {text.strip().splitlines()[-1]}")
@@ -253,7 +209,7 @@ class Story:
             "a DENY policy cuts the open connection", is_held="Error" in text, evidence=f"after {took:.2f} s"
         )
         stage.lab.stop(subscriber)
-        cut = self._flow("beta", lambda one: "policy change" in str(one.get("error", "")), since)
+        cut = self.flow("beta", lambda one: "policy change" in str(one.get("error", "")), since)
         self.say("the ztunnel of beta says why:")
         self.show(str(cut.get("error")))
         self.claim(
@@ -267,7 +223,7 @@ class Story:
             is_held="PONG" not in denied.stdout,
             evidence=(denied.stderr or denied.stdout).strip()[:80] or "no answer",
         )
-        flow = self._flow("beta", lambda one: "policy rejection" in str(one.get("error", "")), since)
+        flow = self.flow("beta", lambda one: "policy rejection" in str(one.get("error", "")), since)
         self.claim(
             "the refusal names the policy too",
             is_held="shop/deny-client-to-cache" in str(flow.get("error", "")),
@@ -289,7 +245,7 @@ class Story:
         )
         since = stage.log_size("beta")
         stage.apply("strict.yaml")
-        refused = self._eventually(self._outsider_refused) or ""
+        refused = self.eventually(self._outsider_refused) or ""
         self.show(f"outsider$ curl {self.url('web')}\n{refused}")
         self.claim(
             "strict: plaintext from outside the mesh is refused",
@@ -303,7 +259,7 @@ class Story:
             evidence="client got the answer",
         )
         outsider = stage.workload("outsider").ipv4
-        flow = self._flow(
+        flow = self.flow(
             "beta",
             lambda one: str(one.get("src.addr", "")).startswith(outsider) and bool(one.get("error")),
             since,
@@ -318,11 +274,6 @@ class Story:
 
     def url(self, name: str) -> str:
         return f"http://{self.stage.workload(name).ipv4}/order.txt"
-
-    def fetch(self, who: str, url: str) -> str:
-        """The body, or what curl said instead."""
-        done = self.stage.lab.run(who, ["curl", "-gsS", "--max-time", "5", url], check=False)
-        return done.stdout if done.returncode == 0 else done.stderr.strip()
 
     def _outsider_refused(self) -> str | None:
         answer = self.fetch("outsider", self.url("web"))
@@ -356,19 +307,6 @@ class Story:
             evidence=f"{len(segments)} segments with data, {len(strangers)} connections beside the tunnel",
         )
 
-    def _flow(self, node: str, is_it: Callable[[Flow], bool], since: int = 0) -> Flow:
-        """The access log record, which is written when a connection ends; an empty one if none comes."""
-        return self._eventually(
-            lambda: next((one for one in self.stage.flows(node, since) if is_it(one)), None)
-        ) or {"error": "no such record"}
-
-    def _eventually(self, look: Callable[[], Found | None]) -> Found | None:
-        """What `look` finds within a few seconds, else None: then a claim fails, and the story goes on."""
-        try:
-            return self.stage.wait_for("a claim", look, timeout_s=CLAIM_S)
-        except NotInTimeError:
-            return None
-
     def _probe(self, who: str, whom: str) -> tuple[str, list[str]]:
         """Serial and SPIFFE IDs of the certificate that a handshake with the inbound port brings."""
         target = f"{self.stage.workload(whom).ipv4}:{HBONE_PORT}"
@@ -392,8 +330,3 @@ class Story:
                 for certificate in chain[:1]:
                     pem = base64.b64decode(certificate["pem"])
                     yield str(x509.load_pem_x509_certificate(pem).serial_number)
-
-
-def pause_for(console: Console, *, is_fast: bool) -> float:
-    """People at a terminal get time to read."""
-    return PAUSE_S if console.is_terminal and not is_fast and sys.stdin.isatty() else 0.0
