@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from mesh.demo import layout, programs
 from mesh.demo.layout import ACTORS, NODES, RUN, STATUS_PORT, XDS_PORT
@@ -223,11 +223,20 @@ class Stage:
 
     def certificates(self, node: str) -> list[dict[str, object]]:
         """What the ztunnel of a node holds, from its config dump."""
+        return list(self._dump(node).get("certificates", []))
+
+    def callers(self, node: str) -> set[str]:
+        """The identities whose connections the ztunnel of a node takes in now."""
+        states = self._dump(node).get("workloadState", {}).values()
+        inbound = (one for state in states for one in state["connections"]["inbound"])
+        return {one["srcIdentity"] for one in inbound if one.get("srcIdentity")}
+
+    def _dump(self, node: str) -> dict[str, Any]:
         status, text = self.get(node, "127.0.0.1", 15000, "/config_dump")
         if status != http.HTTPStatus.OK:
             raise ProcessFailedError(f"the ztunnel of {node} answers {status} to /config_dump")
-        document = json.loads(text)
-        return list(document.get("certificates", []))
+        document: dict[str, Any] = json.loads(text)
+        return document
 
     def flows(self, node: str, since: int = 0) -> Iterator[Flow]:
         """Access log records of a node's ztunnel after the first `since` bytes of its log."""

@@ -27,6 +27,11 @@ CLAIMS = (
     "a DENY policy cuts the open connection",
     "the log explains the cut by the policy's name",
     "strict: plaintext from outside the mesh is refused",
+    "requests pass the waypoint, nothing was restarted",
+    "about one request in ten goes to v2",
+    "retries turn a service that fails half of the time into one that answers",
+    "the calls of one gRPC connection are spread over both servers",
+    "each request has a copy at shadow",
 )
 
 

@@ -218,6 +218,7 @@ class InboundTunnel(Relay):
         actual = socket_text(*target.address) if isinstance(target, InboundTarget) else ""
         return {
             "src": socket_text(*self._peer),
+            "srcIdentity": str(self.plan.identity or ""),
             "originalDst": actual,
             "actualDst": actual,
             "protocol": "HBONE",
