@@ -44,6 +44,9 @@ class Reason(enum.Enum):
     BACKEND_NOT_FOUND = "BackendNotFound"
     INVALID_KIND = "InvalidKind"
     TARGET_NOT_FOUND = "TargetNotFound"
+    # Of policies with targetRefs.
+    INVALID_TARGET = "Invalid"
+    PARTIALLY_INVALID = "PartiallyInvalid"
 
 
 @dataclass(frozen=True, slots=True)

@@ -250,6 +250,10 @@ class Source:
     not_trust_domains: tuple[str, ...] = ()
     ip_blocks: tuple[str, ...] = ()
     not_ip_blocks: tuple[str, ...] = ()
+    request_principals: tuple[str, ...] = ()
+    not_request_principals: tuple[str, ...] = ()
+    remote_ip_blocks: tuple[str, ...] = ()
+    not_remote_ip_blocks: tuple[str, ...] = ()
     # Names of fields given that only an L7 proxy can judge.
     l7_fields: tuple[str, ...] = ()
 
@@ -258,6 +262,12 @@ class Source:
 class Operation:
     ports: tuple[int, ...] = ()
     not_ports: tuple[int, ...] = ()
+    hosts: tuple[str, ...] = ()
+    not_hosts: tuple[str, ...] = ()
+    methods: tuple[str, ...] = ()
+    not_methods: tuple[str, ...] = ()
+    paths: tuple[str, ...] = ()
+    not_paths: tuple[str, ...] = ()
     l7_fields: tuple[str, ...] = ()
 
 
@@ -295,6 +305,7 @@ class AuthorizationPolicy:
     targets: tuple[TargetRef, ...] = ()
     rules: tuple[PolicyRule, ...] = ()
     is_dry_run: bool = False
+    provider: str = ""  # of action CUSTOM
 
 
 class MtlsMode(enum.Enum):

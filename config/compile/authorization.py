@@ -76,10 +76,7 @@ def _scope(policy: AuthorizationPolicy, settings: MeshSettings) -> pb.Scope.Valu
 
 def _why_not_sent(policy: AuthorizationPolicy) -> Note:
     ref = policy.meta.ref
-    if policy.targets:
-        targets = ", ".join(str(target) for target in policy.targets)
-        text = f"applies to {targets}: the waypoint there enforces it, and there is none yet; not enforced"
-        return Note(ref, Reason.WAITING_FOR_WAYPOINT, text)
+    assert not policy.targets, "those are for waypoints (attached_policies)"
     if policy.action in (PolicyAction.CUSTOM, PolicyAction.AUDIT):
         text = f"action {policy.action.value} is not supported by node proxies; not enforced"
         return Note(ref, Reason.UNSUPPORTED_VALUE, text)

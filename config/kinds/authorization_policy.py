@@ -189,6 +189,10 @@ class SourceSpec(Strict):
             not_trust_domains=tuple(self.not_trust_domains or NONE),
             ip_blocks=tuple(self.ip_blocks or NONE),
             not_ip_blocks=tuple(self.not_ip_blocks or NONE),
+            request_principals=tuple(self.request_principals or NONE),
+            not_request_principals=tuple(self.not_request_principals or NONE),
+            remote_ip_blocks=tuple(self.remote_ip_blocks or NONE),
+            not_remote_ip_blocks=tuple(self.not_remote_ip_blocks or NONE),
             l7_fields=tuple(sorted(set(self.names()) & L7_SOURCE)),
         )
 
@@ -220,6 +224,12 @@ class OperationSpec(Strict):
         return Operation(
             ports=tuple(int(port) for port in self.ports or NONE),
             not_ports=tuple(int(port) for port in self.not_ports or NONE),
+            hosts=tuple(self.hosts or NONE),
+            not_hosts=tuple(self.not_hosts or NONE),
+            methods=tuple(self.methods or NONE),
+            not_methods=tuple(self.not_methods or NONE),
+            paths=tuple(self.paths or NONE),
+            not_paths=tuple(self.not_paths or NONE),
             l7_fields=tuple(sorted(names & L7_OPERATION)),
         )
 
@@ -347,6 +357,7 @@ class AuthorizationPolicy(Manifest):
             selector=spec.selector.match_labels if spec.selector is not None else {},
             targets=tuple(target.to_object() for target in targets),
             rules=tuple(rule.to_object() for rule in spec.rules),
+            provider=spec.provider.name if spec.provider is not None else "",
             is_dry_run=meta.annotations.get(keys.DRY_RUN, "").lower() == "true",
         )
 

@@ -6,9 +6,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from config.compile.attached import AttachedPolicy
 from config.kinds.gateway import WAYPOINT_CLASS
 from config.notes import Condition, Note, Reason
 from config.objects import (
+    AuthorizationPolicy,
     BackendTlsPolicy,
     BackendTrafficPolicy,
     DestinationRule,
@@ -27,6 +29,7 @@ from config.objects import (
     VirtualService,
     WorkloadEntry,
 )
+from config.registry.attached_policies import Bound, attach_policy
 from config.registry.attachment import attach, candidates_on, ports_of, speaks_of, unresolved
 from config.registry.backend_conditions import of_backend_policy
 from config.registry.object_index import WAYPOINT_SERVICE
@@ -41,6 +44,7 @@ from config.registry.waypoints import CLASS_REF, Enrolment
 from config.routing_rules import ParentRef
 
 WAYPOINT_BOUND = "istio.io/WaypointBound"
+WAYPOINT_ACCEPTED = "WaypointAccepted"
 
 
 def conditions(registry: Registry) -> list[Condition]:
@@ -64,6 +68,8 @@ def conditions(registry: Registry) -> list[Condition]:
                 found += of_virtual_service(registry, virtual)
             case BackendTrafficPolicy() | BackendTlsPolicy() as policy:
                 found += of_backend_policy(registry, policy)
+            case AuthorizationPolicy(targets=targets) as policy if targets:
+                found.append(of_attached(registry, policy))
             case DestinationRule() as rule:
                 found += of_destination_rule(registry, rule)
             case _:
@@ -75,9 +81,29 @@ def complaints(registry: Registry) -> Iterator[Note]:
     """What conditions of routes and Gateways say against them, as notes."""
     for each in conditions(registry):
         is_bad = not each.is_true or each.type == "PartiallyInvalid"
-        if is_bad and each.type != WAYPOINT_BOUND:
+        if is_bad and each.type not in (WAYPOINT_BOUND, WAYPOINT_ACCEPTED):  # the registry's own notes
             where = f"parent {each.parent}: " if each.parent else ""
             yield Note(each.ref, each.reason, f"{where}{each.message}")
+
+
+# ---- policies ----
+
+
+def of_attached(registry: Registry, policy: AttachedPolicy) -> Condition:
+    """Whether all targets of a policy lead to a waypoint (config-api 8.6)."""
+    bound = attach_policy(policy, registry).bound
+    good = [one for one in bound if one.waypoints]
+    words = [f"{one.target}: bound to {_names(one)}" for one in good]
+    words += [f"{one.target}: {one.text}" for one in bound if not one.waypoints]
+    reason = Reason.ACCEPTED
+    if len(good) < len(bound):
+        reason = Reason.PARTIALLY_INVALID if good else bound[0].reason
+    is_true = bool(good)
+    return Condition(policy.meta.ref, WAYPOINT_ACCEPTED, is_true, reason, "; ".join(words))
+
+
+def _names(bound: Bound) -> str:
+    return ", ".join(f"waypoint {each.namespace}/{each.name}" for each in bound.waypoints)
 
 
 # ---- services and Gateways ----

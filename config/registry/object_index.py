@@ -64,6 +64,7 @@ class Dirt:
     gateways: set[Ref] = field(default_factory=set)  # whoever looked at one is to be compiled again
     is_gateway_class: bool = False  # ... or at any of them
     is_static_strict: bool = False
+    objects: set[Ref] = field(default_factory=set)  # whatever was filed or taken away
     rule_hosts: set[str] = field(default_factory=set)  # hosts (or wildcards) with other DestinationRules
     # Sent again even if their bytes are the same: a node proxy has forgotten them.
     forced: set[str] = field(default_factory=set)
@@ -266,6 +267,7 @@ class ObjectIndex:
         old = self.objects.get(ref)
         if old is None and new is None:
             return
+        dirt.objects.add(ref)
         match ref.kind:
             case Kind.SERVICE.value | Kind.SERVICE_ENTRY.value | "WaypointService":
                 self._replace_service(ref, old, new, dirt)

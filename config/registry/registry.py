@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from config import keys
+from config.compile.attached import AttachedPolicy, attached_notes, compile_attached
 from config.compile.authorization import compile_policy, policy_key
 from config.compile.peer_authentication import (
     Levels,
@@ -42,6 +43,7 @@ from config.objects import (
     Service,
     ServiceEntry,
 )
+from config.registry.attached_policies import Attachments, attach_policy
 from config.registry.attachment import attach, candidates_on, ports_of, resolver
 from config.registry.object_index import WAYPOINT_SERVICE, Dirt, ObjectIndex, Place
 from config.registry.places import Places
@@ -95,6 +97,7 @@ class Registry:
         self._looked: dict[_Unit, tuple[Ref, ...]] = {}
         self._aliases: dict[str, set[str]] = {}
         self._required = SharedPolicies()
+        self._attachments = Attachments()
         self.places = Places(self.index, settings)
         self.treatment = Treatment(self.index, self.places)
 
@@ -195,7 +198,8 @@ class Registry:
 
     def _compile(self, dirt: Dirt) -> Delta:
         touched: _Touched = {}
-        for policy in sorted(dirt.policies):
+        changed = {*dirt.objects, *dirt.services, *dirt.gateways}
+        for policy in sorted(dirt.policies | self._attachments.dependent(changed)):
             self._settle(policy, self._policy(policy), touched)
         if dirt.is_static_strict:
             made = [static_strict(self._settings)] if self.index.peers else []
@@ -282,6 +286,9 @@ class Registry:
 
     def _policy(self, ref: Ref) -> tuple[list[Resource], tuple[Note, ...]]:
         policy = self.index.objects.get(ref)
+        if isinstance(policy, AttachedPolicy) and policy.targets:
+            return self._attached(policy)
+        self._attachments.put(ref, frozenset())
         if isinstance(policy, AuthorizationPolicy):
             compiled = compile_policy(policy, self._settings)
             return [compiled.resource] if compiled.resource is not None else [], compiled.notes
@@ -292,6 +299,14 @@ class Registry:
             return [], (Note(ref, Reason.NO_EFFECT, text),)
         made = port_policy(self._levels(ref.namespace, policy))
         return [made] if made is not None else [], ()
+
+    def _attached(self, policy: AttachedPolicy) -> tuple[list[Resource], tuple[Note, ...]]:
+        ref, attaching = policy.meta.ref, attach_policy(policy, self)
+        self._attachments.put(ref, attaching.depends_on)
+        made = []
+        if attaching.waypoints:
+            made.append(compile_attached(policy, attaching.message(), attaching.waypoints))
+        return made, (*attaching.notes(ref), *attached_notes(policy))
 
     def _shadowed_peer(self, peer: MeshObject | None) -> tuple[Note, ...]:
         if peer is None:

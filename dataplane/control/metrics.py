@@ -105,6 +105,12 @@ REFUSED_TUNNELS = Description(
 FAILED_HANDSHAKES = Description(
     "mycelia_waypoint_failed_handshakes", Kind.COUNTER, "Clients that did not get through the TLS handshake"
 )
+POLICY_MATCHES = Description(
+    "mycelia_waypoint_policy_matches",
+    Kind.COUNTER,
+    "Requests and connections that a policy denied, audited, or would deny if it were no dry run",
+    ("policy", "effect"),
+)
 POOL_CONNECTIONS = Description(
     "mycelia_worker_pool_connections", Kind.GAUGE, "Open outbound HBONE connections in pools"
 )
@@ -115,7 +121,7 @@ _NAMED = {
     for d in (
         *(SOCKETS_OPEN, ON_DEMAND_DNS, POLICY_CLOSED, WORKER_WORKLOADS, POOL_CONNECTIONS),
         *(CLIENT_CONNECTIONS, UPSTREAM_CONNECTIONS),
-        *(REJECTED_REQUESTS, REFUSED_TUNNELS, FAILED_HANDSHAKES),
+        *(REJECTED_REQUESTS, REFUSED_TUNNELS, FAILED_HANDSHAKES, POLICY_MATCHES),
     )
 }
 

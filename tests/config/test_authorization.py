@@ -39,8 +39,11 @@ def test_scope_follows_selector_and_namespace(spec: str, space: str, scope: int)
 @pytest.mark.parametrize(
     ("spec", "reason"),
     [
-        ("{targetRefs: [{kind: Service, name: web}]}", "AncestorNotBound: applies to Service web"),
-        ("{targetRef: {group: gateway.networking.k8s.io, kind: Gateway, name: w}}", "applies to Gateway w"),
+        ("{targetRefs: [{kind: Service, name: web}]}", "TargetNotFound: Service web: there is no such"),
+        (
+            "{targetRef: {group: gateway.networking.k8s.io, kind: Gateway, name: w}}",
+            "TargetNotFound: Gateway w",
+        ),
         ("{action: AUDIT}", "UnsupportedValue: action AUDIT is not supported by node proxies; not enforced"),
         ("{action: CUSTOM, provider: {name: x}, rules: [{}]}", "action CUSTOM is not supported"),
     ],

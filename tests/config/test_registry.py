@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 from config.compile.resource import (
     ADDRESS,
     AUTHORIZATION,
-    DESTINATION,
-    SERVICE_ROUTES,
+    WAYPOINT_TYPES,
     Delta,
     Resource,
     version_of,
@@ -172,6 +171,15 @@ slice_endpoints = st.builds(
     pod_uid=st.sampled_from(["", "u1"]),
 )
 modes = st.sampled_from(list(MtlsMode))
+target_refs = st.sampled_from(
+    [
+        TargetRef("", "Service", "a"),
+        TargetRef("networking.istio.io", "ServiceEntry", "b"),
+        TargetRef("gateway.networking.k8s.io", "Gateway", "a"),
+        TargetRef("gateway.networking.k8s.io", "GatewayClass", "istio-waypoint"),
+        TargetRef("gateway.networking.k8s.io", "HTTPRoute", "a"),
+    ]
+)
 
 parents = st.lists(
     st.builds(
@@ -254,7 +262,7 @@ mesh_objects: st.SearchStrategy[MeshObject] = st.one_of(
         metas(Kind.AUTHORIZATION_POLICY),
         action=st.sampled_from(list(PolicyAction)),
         selector=selectors,
-        targets=st.sampled_from([(), (TargetRef("", "Service", "a"),)]),
+        targets=st.lists(target_refs, max_size=2, unique=True).map(tuple),
         rules=st.sampled_from([(), (PolicyRule(),)]),
         is_dry_run=st.booleans(),
     ),
@@ -411,8 +419,7 @@ class Client:
         self.held: dict[str, dict[str, Resource]] = {
             ADDRESS: {},
             AUTHORIZATION: {},
-            SERVICE_ROUTES: {},
-            DESTINATION: {},
+            **{type_url: {} for type_url in WAYPOINT_TYPES},
         }
 
     def take(self, delta: Delta) -> None:

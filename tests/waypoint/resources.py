@@ -9,8 +9,10 @@ from google.protobuf.duration_pb2 import Duration
 
 from dataplane.state.model import ADDRESS_TYPE
 from proto.istio import workload_pb2 as mesh_pb
+from proto.mycelia import authorization_l7_pb2
 from proto.mycelia import waypoint_pb2 as pb
 from tests.dataplane.state.builders import address, service, workload
+from waypoint.state.authorization import AUTHORIZATION_TYPE
 from waypoint.state.destinations import DESTINATION_TYPE
 from waypoint.state.place import Place
 from waypoint.state.routes import ROUTES_TYPE
@@ -67,7 +69,13 @@ def destination(policy: pb.TrafficPolicy | None = None, *, key: str = WEB, **fie
     return pb.Destination(namespace=namespace, hostname=hostname, policy=policy, **fields)
 
 
-Resource = mesh_pb.Workload | mesh_pb.Service | pb.ServiceRoutes | pb.Destination
+Resource = (
+    mesh_pb.Workload
+    | mesh_pb.Service
+    | pb.ServiceRoutes
+    | pb.Destination
+    | authorization_l7_pb2.AuthorizationPolicy
+)
 
 
 def put(state: WaypointState, *resources: Resource) -> dict[str, str]:
@@ -81,6 +89,9 @@ def put(state: WaypointState, *resources: Resource) -> dict[str, str]:
             case pb.Destination():
                 name = f"{each.namespace}/{each.hostname}"
                 refused |= state.apply(DESTINATION_TYPE, [(name, each.SerializeToString())], ())
+            case authorization_l7_pb2.AuthorizationPolicy():
+                name = f"{each.namespace}/{each.name}"
+                refused |= state.apply(AUTHORIZATION_TYPE, [(name, each.SerializeToString())], ())
             case _:
                 refused |= state.apply(ADDRESS_TYPE, [address(each)], ())
     return refused

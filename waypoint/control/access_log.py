@@ -79,6 +79,7 @@ def json_line(exchange: Exchange) -> str:
             "source_principal": exchange.source_principal or None,
             "grpc_status": _text(exchange.grpc_status),
             "attempts": exchange.attempts,
+            "policy": exchange.policy or None,
         }
     )
 

@@ -19,7 +19,9 @@ class Attachable(Protocol):
     """attachment.proto's Attachment."""
 
     @property
-    def whole_waypoint(self) -> bool: ...
+    def whole_mesh(self) -> bool: ...
+    @property
+    def waypoints(self) -> Iterable[str]: ...
     @property
     def services(self) -> Iterable[str]: ...
     @property
@@ -28,18 +30,26 @@ class Attachable(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Attached:
-    """Where a policy holds: services as `namespace/hostname`, routes as `kind/namespace/name`."""
+    """Where a policy holds: waypoints as `namespace/name`, services as `namespace/hostname`, routes as
+    `kind/namespace/name`.
+    """
 
-    whole_waypoint: bool = False
+    whole_mesh: bool = False
+    waypoints: frozenset[str] = frozenset()
     services: frozenset[str] = frozenset()
     routes: frozenset[str] = frozenset()
 
     @classmethod
     def of(cls, message: Attachable) -> Attached:
-        return cls(message.whole_waypoint, frozenset(message.services), frozenset(message.routes))
+        return cls(
+            message.whole_mesh,
+            frozenset(message.waypoints),
+            frozenset(message.services),
+            frozenset(message.routes),
+        )
 
 
-EVERYWHERE = Attached(whole_waypoint=True)
+EVERYWHERE = Attached(whole_mesh=True)
 
 
 class Policy(Protocol):
@@ -65,11 +75,12 @@ Parse: TypeAlias = Callable[[str, bytes], Policy]
 
 class PolicyBook:
     """`kinds`: how the resources of each type URL are read; a parser gets name and content, and raises
-    `MeshError` for what it cannot read.
+    `MeshError` for what it cannot read. `waypoint` is whose book it is, as `namespace/name`.
     """
 
-    def __init__(self, kinds: Mapping[str, Parse]) -> None:
+    def __init__(self, kinds: Mapping[str, Parse], waypoint: str) -> None:
         self._kinds = kinds
+        self._waypoint = waypoint
         self._held: dict[str, dict[str, Policy]] = {type_url: {} for type_url in kinds}
         self._by_service: dict[str, dict[str, tuple[Policy, ...]]] = {}
         self._by_route: dict[str, dict[str, tuple[Policy, ...]]] = {}
@@ -106,7 +117,7 @@ class PolicyBook:
         everywhere: list[Policy] = []
         for _, policy in sorted(self._held[type_url].items()):
             attached = policy.attached
-            if attached.whole_waypoint:
+            if attached.whole_mesh or self._waypoint in attached.waypoints:
                 everywhere.append(policy)
                 continue
             for service in attached.services:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final
 
+from waypoint.state.authorization import AUTHORIZATION_TYPE, parse_authorization
 from waypoint.state.policies import Parse
 
-POLICY_KINDS: Final[Mapping[str, Parse]] = MappingProxyType({})
+POLICY_KINDS: Final[Mapping[str, Parse]] = MappingProxyType({AUTHORIZATION_TYPE: parse_authorization})

@@ -47,7 +47,7 @@ class WaypointState:
     def __init__(self, place: Place, *, clock: Callable[[], float], random: Callable[[], float]) -> None:
         self.place = place
         self.mesh = MeshState(on_workload=self._on_workload)
-        self.policies = PolicyBook(POLICY_KINDS)
+        self.policies = PolicyBook(POLICY_KINDS, f"{place.namespace}/{place.name}")
         self.generation = 0
         self.on_gone: Callable[[Endpoint], None] = _nobody_cares
         self._clock = clock

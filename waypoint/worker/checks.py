@@ -51,6 +51,8 @@ class Check(Protocol):
 class StreamCheck(Protocol):
     """The same for connections that are no HTTP."""
 
+    needs_server_name: bool  # of the client's TLS, if it speaks TLS
+
     def refuse(self, source: Source, server_name: str | None) -> str:
         """Why the connection is refused, for the log; empty: it is not."""
 

@@ -31,7 +31,7 @@ from waypoint.state.session import Session, read_session, session_backend
 from waypoint.state.stickiness import stickiness
 from waypoint.state.store import WaypointState
 from waypoint.worker.answers import NO_ROUTE, Answer, of_local
-from waypoint.worker.checks import Check, CheckSource, checks_of
+from waypoint.worker.checks import Check, CheckSource, StreamCheck, checks_of
 from waypoint.worker.headers import Request
 from waypoint.worker.plan import Declared, Matched, Plan, Source, TcpPlan
 from waypoint.worker.request_changes import change_request
@@ -96,7 +96,9 @@ class RoutingDecider:
             if found is not None:
                 sources = self._check_sources
                 found.checks = checks_of(sources, found)
-                found.stream_checks = [each for source in sources for each in source.stream_checks(found)]
+                streams = [each for source in sources for each in source.stream_checks(found)]
+                found.stream_checks = streams
+                found.needs_server_name |= any(check.needs_server_name for check in streams)
             return found
 
     def _find_port(self, destination: tuple[str, int]) -> ServedPort | None:
@@ -226,12 +228,15 @@ class RoutingDecider:
         port = self._port(source.destination)
         return port is not None and port.needs_server_name
 
+    def refuse_tcp(self, source: Source, server_name: str | None) -> str:
+        port = self._port(source.destination)
+        checks: Sequence[StreamCheck] = () if port is None else port.stream_checks
+        return next((why for check in checks if (why := check.refuse(source, server_name))), "")
+
     def choose_tcp(self, source: Source, server_name: str | None) -> TcpPlan | None:
         port = self._port(source.destination)
         rule = None if port is None else port.table.match_tcp(server_name)
         if port is None or rule is None:
-            return None
-        if any(check.refuse(source, server_name) for check in port.stream_checks):
             return None
         cluster = port.tcp_cluster(rule, self.random())
         return None if cluster is None else RoutedTcpPlan(self, source, port, rule, cluster)

@@ -94,6 +94,7 @@ class TcpOutcome:
     service_port: int = 0
     cluster: str = ""
     workload: Workload | None = None
+    policy: str = ""
 
 
 class Plan(Protocol):
@@ -176,8 +177,11 @@ class Decider(Protocol):
     def wants_server_name(self, source: Source) -> bool:
         """Whether `choose_tcp` needs the name in a TLS ClientHello."""
 
+    def refuse_tcp(self, source: Source, server_name: str | None) -> str:
+        """Why a connection that is no HTTP may not pass, by the policy's name; empty: it may."""
+
     def choose_tcp(self, source: Source, server_name: str | None) -> TcpPlan | None:
-        """What becomes of a connection that is no HTTP; None: nothing, it is refused."""
+        """What becomes of it; None: nothing, it is refused."""
 
 
 @dataclass(slots=True)

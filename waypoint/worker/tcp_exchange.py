@@ -83,7 +83,12 @@ class TcpExchange:
 
     def _choose(self, name: str | None) -> None:
         self.outcome.server_name = name or ""
-        plan = self._plan = self._proxy.decider.choose_tcp(self._source, name)
+        decider = self._proxy.decider
+        why = self.outcome.policy = decider.refuse_tcp(self._source, name)
+        if why:
+            self.abort()
+            return
+        plan = self._plan = decider.choose_tcp(self._source, name)
         if plan is None:
             self.outcome.flag = "NR"
             self.abort()

@@ -190,6 +190,7 @@ def record(exchange: Exchange) -> pb.Exchange:
         route_name=outcome.route_name,
         attempts=outcome.attempts,
         grpc_status=outcome.grpc_status,
+        policy=outcome.policy,
     )
 
 
@@ -209,6 +210,7 @@ def _tcp_record(outcome: TcpOutcome) -> pb.Exchange:
         upstream_host="" if upstream is None else socket_text(*upstream.address),
         upstream_cluster=outcome.cluster,
         route_name=outcome.route_name,
+        policy=outcome.policy,
     )
 
 

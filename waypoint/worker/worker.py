@@ -27,6 +27,7 @@ from transport.sockets import begin_connect, client_sockets, open_listener, set_
 from transport.spiffe import SpiffeId
 from waypoint.state.place import Place
 from waypoint.state.store import WaypointState
+from waypoint.worker.authorization import Authorization
 from waypoint.worker.checks import CheckSource
 from waypoint.worker.decider import RoutingDecider
 from waypoint.worker.describe import describe_state
@@ -91,7 +92,8 @@ class Worker(DataWorker[WorkerSettings]):
         )
         dialler = ResolvingDialler(mesh_dialler, Resolver(reactor), random.random)
         self._upstreams = Upstreams(reactor, dialler, UpstreamSettings(codec=settings.http_codec))
-        self._check_sources: tuple[CheckSource, ...] = ()
+        self._authorization = Authorization(self._state, self._log)
+        self._check_sources: tuple[CheckSource, ...] = (self._authorization,)
         self._decider = RoutingDecider(
             self._state,
             reactor,
@@ -201,6 +203,7 @@ class Worker(DataWorker[WorkerSettings]):
             named("mycelia_waypoint_rejected_requests_total", self._telemetry.rejected),
             named("mycelia_waypoint_refused_tunnels_total", self._refusals.refused_tunnels),
             named("mycelia_waypoint_failed_handshakes_total", self._refusals.failed_handshakes),
+            *self._authorization.stats(),
         ]
         yield from self._telemetry.parts(request_id, others)
 

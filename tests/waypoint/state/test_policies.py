@@ -33,12 +33,13 @@ def keys(book: PolicyBook, service: str = "") -> list[str]:
 
 
 def test_policies_hold_where_they_are_attached_in_the_order_of_their_names() -> None:
-    book = PolicyBook({KIND: parse})
+    book = PolicyBook({KIND: parse}, "shop/gate")
     upserts = [
-        ("shop/c", attachment(whole_waypoint=True)),
+        ("shop/c", attachment(waypoints=["shop/gate"])),
         ("shop/b", attachment(services=["shop/cart", "shop/pay"])),
         ("shop/d", attachment(services=["shop/cart"])),
         ("shop/a", attachment(routes=["HTTPRoute/shop/r"])),
+        ("shop/e", attachment(waypoints=["shop/other"])),
     ]
     assert book.apply(KIND, upserts, ()) == {}
     assert keys(book, "shop/cart") == ["shop/b", "shop/c", "shop/d"]
@@ -52,7 +53,7 @@ def test_policies_hold_where_they_are_attached_in_the_order_of_their_names() -> 
 
 
 def test_an_unreadable_policy_shuts_the_waypoint_unless_an_older_one_is_there() -> None:
-    book = PolicyBook({KIND: parse})
+    book = PolicyBook({KIND: parse}, "shop/gate")
     good = attachment(services=["shop/cart"])
     assert book.apply(KIND, [("shop/a", b"broken"), ("shop/b", good)], ()) == {"shop/a": "it is broken"}
     assert book.of(KIND, "shop/any") == (Unreadable("shop/a", "it is broken"),)

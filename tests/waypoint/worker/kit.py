@@ -20,6 +20,7 @@ import pytest
 
 from transport.reactor import Reactor, Registration
 from transport.sockets import accept, open_listener, set_accepted_options
+from transport.spiffe import SpiffeId
 from waypoint.state.hosts import Application, Endpoint
 from waypoint.worker.answers import NO_ROUTE, Answer
 from waypoint.worker.checks import Check
@@ -68,6 +69,9 @@ class Routes:
 
     def wants_server_name(self, source: Source) -> bool:
         return False
+
+    def refuse_tcp(self, source: Source, server_name: str | None) -> str:
+        return ""
 
     def choose_tcp(self, source: Source, server_name: str | None) -> TcpPlan | None:
         return None if self.tcp is None else DirectTcpPlan(self.tcp)
@@ -118,6 +122,7 @@ class RunningProxy:
         routes: Decider | Callable[[Reactor, Upstreams], Decider],
         *,
         destination: tuple[str, int] | None = None,
+        identity: SpiffeId | None = None,
         settings: ProxySettings | None = None,
         upstream_settings: UpstreamSettings | None = None,
         make_dialler: Callable[[Reactor, memoryview], Dialler] = TcpDialler,
@@ -134,6 +139,7 @@ class RunningProxy:
             self.reactor, decider, dialler, self.upstreams, settings=settings, observer=self.log
         )
         self._destination = destination
+        self.identity = identity  # of all clients
         self.ports: dict[Declared, int] = {}
         self._listeners: list[socket.socket] = []
         for declared in Declared:
@@ -154,7 +160,7 @@ class RunningProxy:
                 set_accepted_options(sock, keepalive=False)
                 stream = TcpStream(self.reactor, sock, self._buffer)
                 destination = self._destination or ("127.0.0.1", self.ports[declared])
-                self.proxy.accept(stream, Source(peer, destination), declared)
+                self.proxy.accept(stream, Source(peer, destination, self.identity), declared)
 
         self.reactor.register(listener.fileno(), on_readable)
 

@@ -37,6 +37,7 @@ class Guard:
     refusal: str = ""
     ports: list[int] = field(default_factory=list)
     is_closed: bool = False
+    needs_server_name: bool = False
 
     def checks(self, port: ServedPort) -> Sequence[Check]:
         self.ports.append(port.port)
@@ -238,5 +239,6 @@ def test_a_refused_connection_reaches_nobody() -> None:
             with connect(waypoint.ports[Declared.TCP]) as client, contextlib.suppress(ConnectionResetError):
                 assert client.recv(10) == b""
             waypoint.log.until(lambda log: len(log.tcp) == 1)
+            assert waypoint.log.tcp[0].policy == "not you"
             with pytest.raises(TimeoutError):
                 server.accept()

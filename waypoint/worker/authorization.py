@@ -1,0 +1,166 @@
+"""AuthorizationPolicy in the worker: the check of requests and connections, its counts and its log.
+
+A refused client learns `RBAC: access denied` and a status, and no more; log, metric and dump name the policy,
+the rule and the clause. Source: config-api 8.5, waypoint-facts 12.1 and 15.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+from dataplane.worker.base import named
+from dataplane.worker.log import WorkerLog
+from proto.mycelia import worker_pb2 as pb
+from waypoint.state.authorization import AUTHORIZATION_TYPE, Action, Authorizer, Policy, Refusal
+from waypoint.state.policies import Unreadable
+from waypoint.state.policy_facts import PolicyFacts
+from waypoint.state.store import WaypointState
+from waypoint.worker.answers import Answer
+from waypoint.worker.checks import Check, Phase, StreamCheck
+from waypoint.worker.examination import Examination
+from waypoint.worker.plan import Source
+from waypoint.worker.ways import ServedPort
+
+_BODY: Final = b"RBAC: access denied"
+_MAX_POLICIES: Final = 2_000  # that are counted by name
+_OTHERS: Final = "others"
+_UNREADABLE: Final = Answer(503, "policy_unreadable", body=b"the policy of this service cannot be read")
+
+
+def facts_of(examination: Examination) -> PolicyFacts:
+    """What policies may know of a request."""
+    request, source = examination.request, examination.source
+    return PolicyFacts(
+        identity=source.identity,
+        source_ip=source.address[0],
+        destination=source.destination,
+        method=request.method,
+        path=request.path,
+        query=request.query,
+        authority=request.authority,
+        scheme=request.scheme,
+        headers=request.headers,
+        claims=examination.credentials,
+    )
+
+
+class Authorization:
+    """Implements CheckSource. Counts by policy and effect, which only grow."""
+
+    def __init__(self, state: WaypointState, log: WorkerLog) -> None:
+        self._state = state
+        self.log = log
+        self._counts: Counter[tuple[str, str]] = Counter()
+
+    def checks(self, port: ServedPort) -> Sequence[Check]:
+        check = self._check(port)
+        return () if check is None else (check,)
+
+    def stream_checks(self, port: ServedPort) -> Sequence[StreamCheck]:
+        check = self._check(port)
+        return () if check is None else (check,)
+
+    def _check(self, port: ServedPort) -> _Everything | _Nothing | None:
+        found = self._state.policies.of(AUTHORIZATION_TYPE, "" if port.service is None else port.service.key)
+        if any(isinstance(each, Unreadable) for each in found):
+            return _Nothing()
+        judged = [each for each in found if isinstance(each, Policy) and each.action is not Action.CUSTOM]
+        return _Everything(self, judged) if judged else None
+
+    def count(self, policy: str, effect: str) -> None:
+        key = (policy, effect)
+        if key not in self._counts and len(self._counts) >= _MAX_POLICIES:
+            key = (_OTHERS, effect)
+        self._counts[key] += 1
+
+    def stats(self) -> Iterator[pb.Stats.Named]:
+        for (policy, effect), count in self._counts.items():
+            yield named("mycelia_waypoint_policy_matches_total", count, policy, effect)
+
+    def close(self) -> None: ...
+
+
+class _Everything:
+    """All policies of a port. Implements Check and StreamCheck."""
+
+    phase = Phase.AUTHORIZE
+
+    def __init__(self, owner: Authorization, policies: Sequence[Policy]) -> None:
+        self._owner = owner
+        enforced = [each for each in policies if not each.is_dry_run]
+        tried = [each for each in policies if each.is_dry_run]
+        self._of_requests = Authorizer(enforced), Authorizer(tried)
+        self._of_streams = (
+            Authorizer(enforced, is_for_streams=True),
+            Authorizer(tried, is_for_streams=True),
+        )
+        self.needs_server_name = any(rule.needs_server_name for each in policies for rule in each.rules)
+
+    def examine(self, examination: Examination) -> Answer | None:
+        refusal, remarks = self._judge(*self._of_requests, facts_of(examination))
+        if refusal is None:
+            if remarks:
+                examination.outcome.policy = "; ".join(remarks)
+            return None
+        examination.outcome.policy = refusal.policy
+        return Answer(403, f"rbac_access_denied_matched_policy[{refusal.matched}]", body=_BODY)
+
+    def refuse(self, source: Source, server_name: str | None) -> str:
+        facts = PolicyFacts(
+            identity=source.identity,
+            source_ip=source.address[0],
+            destination=source.destination,
+            server_name=server_name or "",
+        )
+        refusal, _ = self._judge(*self._of_streams, facts)
+        return "" if refusal is None else refusal.policy
+
+    def _judge(
+        self, enforced: Authorizer, tried: Authorizer, facts: PolicyFacts
+    ) -> tuple[Refusal | None, Sequence[str]]:
+        """The refusal, and what the access log is to say of a request that passes."""
+        owner, remarks = self._owner, []
+        if enforced.audit:
+            for rule in enforced.audit.all(facts):
+                owner.count(str(rule.policy), "audited")
+                remarks.append(f"audited by {rule.policy} rules[{rule.index}]")
+                owner.log.limited("info", "request_audited", policy=rule.name, **_told(facts))
+        if tried:
+            would = tried.judge(facts)
+            if would is not None:
+                owner.count(_policy_of(would), "would_be_denied")
+                remarks.append(f"dry run, would be denied: {would.policy}")
+                owner.log.limited("info", "dry_run_denies", policy=would.policy, **_told(facts))
+        refusal = enforced.judge(facts)
+        if refusal is not None:
+            owner.count(_policy_of(refusal), "denied")
+        return refusal, remarks
+
+
+class _Nothing:
+    """A policy is there that cannot be read: nobody passes. Implements Check and StreamCheck."""
+
+    phase = Phase.AUTHORIZE
+    needs_server_name = False
+
+    def examine(self, examination: Examination) -> Answer:
+        examination.outcome.policy = "unreadable"
+        return _UNREADABLE
+
+    def refuse(self, source: Source, server_name: str | None) -> str:  # noqa: ARG002 - all alike
+        return "a policy cannot be read"
+
+
+def _policy_of(refusal: Refusal) -> str:
+    """The label of a count: the policy, or that none allows."""
+    return "none" if refusal.matched == "none" else refusal.policy.partition(" ")[0]
+
+
+def _told(facts: PolicyFacts) -> dict[str, object]:
+    return {
+        "client": facts.principal,
+        "method": facts.method.decode("ascii", "replace"),
+        "path": facts.path[:256].decode("ascii", "replace"),
+    }
