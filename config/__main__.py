@@ -25,6 +25,7 @@ from config.app import ListenAddress, ProcessSettings, run
 from config.control_plane import StateDirectory, check_directory
 from config.errors import SettingsInvalid
 from config.findings import Severity
+from config.kinds.schema import parse_network
 from config.settings import MeshSettings
 from config.state_files import make_directory
 from telemetry.logging import configure_logging
@@ -114,6 +115,13 @@ def _add_mesh_settings(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--root-namespace", default=defaults.root_namespace, metavar="NAME")
     parser.add_argument("--cluster-domain", default=defaults.cluster_domain, metavar="NAME")
     parser.add_argument(
+        "--block-key-network",
+        action="append",
+        default=[],
+        metavar="CIDR",
+        help="fetch no key set of a token issuer from there (again for more)",
+    )
+    parser.add_argument(
         "--withhold-dry-run",
         action="store_true",
         help="do not send dry-run policies (for node proxies that do not know the field)",
@@ -133,7 +141,15 @@ def _mesh_settings(given: argparse.Namespace) -> MeshSettings:
         root_namespace=given.root_namespace,
         cluster_domain=given.cluster_domain,
         is_dry_run_sent=not given.withhold_dry_run,
+        blocked_key_networks=tuple(_network(text) for text in given.block_key_network),
     )
+
+
+def _network(text: str) -> str:
+    found = parse_network(text)
+    if found is None:
+        raise SettingsInvalid(f"--block-key-network {text!r} is no address and no CIDR block")
+    return found
 
 
 def parse_listen(text: str) -> ListenAddress:

@@ -6,6 +6,7 @@ Everything here runs on one event loop; reading manifests and writing state happ
 from __future__ import annotations
 
 import datetime as dt
+import ssl
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,11 +21,15 @@ from config.access import wall_clock
 from config.compile.resource import Delta
 from config.errors import StateDamaged, StateUnwritable
 from config.findings import Problem, Severity
+from config.jwks.fetch import Fetcher
+from config.jwks.guard import Guard
+from config.jwks.keeper import KeySetKeeper
 from config.nodes.joining import JoinService
 from config.nodes.service import NodeService
 from config.notes import Condition, Note
 from config.objects import Ref
 from config.registry.conditions import conditions
+from config.registry.key_sets import KeySet
 from config.registry.registry import Registry
 from config.registry.review import review
 from config.registry.virtual_addresses import VirtualAddresses
@@ -96,6 +101,8 @@ class ControlPlane:
         self.joining = JoinService(
             self.tokens, state.tokens / JOINS_FILE, lambda: self.authority.roots_pem, now=now
         )
+        fetcher = Fetcher(Guard(settings.blocked_key_networks), ssl.create_default_context())
+        self.key_sets = KeySetKeeper(self.registry, fetcher, self._take_keys)
         self.is_ready = False  # set by whoever serves, once clients can come
         self._addresses_changed = trio.Event()
 
@@ -136,12 +143,16 @@ class ControlPlane:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._keep_addresses)
             nursery.start_soon(self.nodes.keep_saved)
+            nursery.start_soon(self.key_sets.run)
             await nursery.start(self.source.run, self._take)
             task_status.started()
 
     def _take(self, changes: Changes) -> None:
         delta = self.registry.apply(changes.upserted, sorted(changes.removed))
         self._published(delta)
+
+    def _take_keys(self, source: str, found: KeySet) -> None:
+        self._published(self.registry.key_set_found(source, found))
 
     def _published(self, delta: Delta) -> None:
         self.xds.publish(delta)

@@ -46,6 +46,7 @@ class Reason(enum.Enum):
     TARGET_NOT_FOUND = "TargetNotFound"
     # Of policies with targetRefs.
     INVALID_TARGET = "Invalid"
+    KEYS_NOT_FETCHED = "JwksNotFetched"
     PARTIALLY_INVALID = "PartiallyInvalid"
 
 

@@ -30,6 +30,7 @@ class Kind(enum.Enum):
     SERVICE_ENTRY = "ServiceEntry"
     AUTHORIZATION_POLICY = "AuthorizationPolicy"
     PEER_AUTHENTICATION = "PeerAuthentication"
+    REQUEST_AUTHENTICATION = "RequestAuthentication"
     GATEWAY = "Gateway"
     GATEWAY_CLASS = "GatewayClass"
     HTTP_ROUTE = "HTTPRoute"
@@ -308,6 +309,32 @@ class AuthorizationPolicy:
     provider: str = ""  # of action CUSTOM
 
 
+@dataclass(frozen=True, slots=True)
+class JwtRule:
+    """What is said of one issuer. `jwks_uri` empty and no `jwks`: the issuer says where its keys are."""
+
+    issuer: str
+    audiences: tuple[str, ...] = ()
+    jwks: str = ""
+    jwks_uri: str = ""
+    timeout_ms: int = 5000
+    headers: tuple[tuple[str, str], ...] = ()  # (name, prefix)
+    parameters: tuple[str, ...] = ()
+    cookies: tuple[str, ...] = ()
+    forwards_token: bool = False
+    payload_header: str = ""
+    claim_headers: tuple[tuple[str, str], ...] = ()  # (header, claim)
+    space_delimited_claims: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RequestAuthentication:
+    meta: Meta
+    selector: Mapping[str, str] = field(default_factory=dict)
+    targets: tuple[TargetRef, ...] = ()
+    rules: tuple[JwtRule, ...] = ()
+
+
 class MtlsMode(enum.Enum):
     UNSET = "UNSET"
     DISABLE = "DISABLE"
@@ -474,6 +501,7 @@ MeshObject = (
     | ServiceEntry
     | AuthorizationPolicy
     | PeerAuthentication
+    | RequestAuthentication
     | Gateway
     | GatewayClass
     | HttpRoute

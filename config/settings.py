@@ -17,3 +17,5 @@ class MeshSettings:
     # Policies marked `istio.io/dry-run` go to the nodes, which evaluate and log but never enforce them.
     # A node proxy that does not know the field would enforce them: turn off for such.
     is_dry_run_sent: bool = True
+    # Networks that no key set of a token issuer is fetched from, beside those that are never called.
+    blocked_key_networks: tuple[str, ...] = ()

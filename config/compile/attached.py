@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+from config.compile.request_authentication import KeySetText, compile_authentication
 from config.compile.request_authorization import compile_for_waypoints, unsupported_keys
 from config.compile.resource import Resource
 from config.notes import Note, Reason
-from config.objects import AuthorizationPolicy
+from config.objects import AuthorizationPolicy, RequestAuthentication
 from proto.mycelia import attachment_pb2 as pb
 
-AttachedPolicy = AuthorizationPolicy
+AttachedPolicy = AuthorizationPolicy | RequestAuthentication
 
 
 def compile_attached(
-    policy: AttachedPolicy, attachment: pb.Attachment, waypoints: tuple[str, ...]
+    policy: AttachedPolicy, attachment: pb.Attachment, waypoints: tuple[str, ...], key_set: KeySetText
 ) -> Resource:
-    return compile_for_waypoints(policy, attachment, waypoints)
+    match policy:
+        case AuthorizationPolicy():
+            return compile_for_waypoints(policy, attachment, waypoints)
+        case RequestAuthentication():
+            return compile_authentication(policy, attachment, waypoints, key_set)
 
 
-def attached_notes(policy: AttachedPolicy) -> tuple[Note, ...]:
+def attached_notes(policy: AttachedPolicy) -> Iterator[Note]:
     """What a waypoint cannot judge of it."""
-    keys = unsupported_keys(policy)
-    if not keys:
-        return ()
-    text = f"{', '.join(keys)}: waypoints know no such thing; an ALLOW rule with it never holds, "
-    text += "a DENY rule holds without it"
-    return (Note(policy.meta.ref, Reason.UNSUPPORTED_VALUE, text),)
+    if isinstance(policy, AuthorizationPolicy) and (keys := unsupported_keys(policy)):
+        text = f"{', '.join(keys)}: waypoints know no such thing; an ALLOW rule with it never holds, "
+        yield Note(policy.meta.ref, Reason.UNSUPPORTED_VALUE, text + "a DENY rule holds without it")

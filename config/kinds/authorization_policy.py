@@ -22,7 +22,8 @@ from config.kinds.schema import (
     parse_network,
     refuse,
 )
-from config.objects import Condition, Operation, PolicyAction, PolicyRule, Source, TargetRef
+from config.kinds.targets import TargetSpec
+from config.objects import Condition, Operation, PolicyAction, PolicyRule, Source
 
 MAX_RULES: Final = 512
 MAX_ACCOUNTS: Final = 16
@@ -59,13 +60,6 @@ _CUSTOM_FORBIDDEN_FIELDS: Final = frozenset(
         "notRequestPrincipals",
     ]
 )
-_TARGETS: Final = {
-    ("", "Service"),
-    ("core", "Service"),
-    ("networking.istio.io", "ServiceEntry"),
-    ("gateway.networking.k8s.io", "Gateway"),
-    ("gateway.networking.k8s.io", "GatewayClass"),
-}
 _PATH_LITERAL = re.compile(r"[A-Za-z0-9\-._~%!$&'()+,;:@=]*\Z")
 _OPERATOR = re.compile(r"\{[^/]*\}")
 
@@ -279,27 +273,6 @@ class RuleSpec(Strict):
             operations=tuple(item.operation.to_object() for item in self.target or ()),
             conditions=tuple(item.to_object() for item in self.when or ()),
         )
-
-
-class TargetSpec(Strict):
-    group: str = ""
-    kind: NonEmpty
-    name: NonEmpty
-    namespace: str = ""
-
-    @model_validator(mode="after")
-    def _check(self) -> TargetSpec:
-        if self.namespace:
-            complain("a targetRef names an object of the policy's own namespace: leave out namespace")
-        if (self.group, self.kind) not in _TARGETS:
-            complain(
-                f'targetRef of group "{self.group}", kind "{self.kind}"; allowed: "" Service, '
-                "networking.istio.io ServiceEntry, gateway.networking.k8s.io Gateway or GatewayClass"
-            )
-        return self
-
-    def to_object(self) -> TargetRef:
-        return TargetRef("" if self.group == "core" else self.group, self.kind, self.name)
 
 
 class Provider(Strict):

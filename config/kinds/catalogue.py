@@ -25,6 +25,7 @@ from config.kinds.grpc_route import GRPCRoute
 from config.kinds.http_route import HTTPRoute
 from config.kinds.peer_authentication import PeerAuthentication
 from config.kinds.pod import Pod
+from config.kinds.request_authentication import RequestAuthentication
 from config.kinds.schema import DEFAULT_NAMESPACE, Manifest
 from config.kinds.service import Service
 from config.kinds.service_entry import ServiceEntry
@@ -45,6 +46,7 @@ ReadManifest = (
     | ServiceEntry
     | AuthorizationPolicy
     | PeerAuthentication
+    | RequestAuthentication
     | Gateway
     | GatewayClass
     | HTTPRoute
@@ -88,6 +90,7 @@ _CATALOGUE: Final[Mapping[str, _Entry]] = {
         _Entry(DestinationRule, "networking.istio.io", _NETWORKING),
         _Entry(AuthorizationPolicy, "security.istio.io", ("v1", "v1beta1")),
         _Entry(PeerAuthentication, "security.istio.io", ("v1", "v1beta1")),
+        _Entry(RequestAuthentication, "security.istio.io", ("v1", "v1beta1")),
         _Entry(Gateway, _GATEWAY, ("v1", "v1beta1", "v1alpha2", "v1alpha3")),
         _Entry(GatewayClass, _GATEWAY, ("v1", "v1beta1", "v1alpha2")),
         _Entry(HTTPRoute, _GATEWAY, ("v1", "v1beta1", "v1alpha2")),

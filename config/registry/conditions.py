@@ -21,6 +21,7 @@ from config.objects import (
     Namespace,
     Pod,
     Ref,
+    RequestAuthentication,
     Route,
     Service,
     ServiceEntry,
@@ -68,7 +69,7 @@ def conditions(registry: Registry) -> list[Condition]:
                 found += of_virtual_service(registry, virtual)
             case BackendTrafficPolicy() | BackendTlsPolicy() as policy:
                 found += of_backend_policy(registry, policy)
-            case AuthorizationPolicy(targets=targets) as policy if targets:
+            case AuthorizationPolicy() | RequestAuthentication() as policy if policy.targets:
                 found.append(of_attached(registry, policy))
             case DestinationRule() as rule:
                 found += of_destination_rule(registry, rule)

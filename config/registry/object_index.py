@@ -295,6 +295,9 @@ class ObjectIndex:
                 self._replace_slice(ref, old, new, dirt)
             case Kind.AUTHORIZATION_POLICY.value:
                 self._replace_policy(ref, old, new, dirt)
+            case Kind.REQUEST_AUTHENTICATION.value:
+                self._file(ref, new)
+                dirt.policies.add(ref)
             case Kind.PEER_AUTHENTICATION.value:
                 self._replace_peer(ref, old, new, dirt)
             case _:

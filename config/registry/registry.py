@@ -35,16 +35,19 @@ from config.kinds.core import is_true
 from config.notes import Note, Reason
 from config.objects import (
     AuthorizationPolicy,
+    JwtRule,
     Kind,
     MeshObject,
     PeerAuthentication,
     Ref,
+    RequestAuthentication,
     Resolution,
     Service,
     ServiceEntry,
 )
 from config.registry.attached_policies import Attachments, attach_policy
 from config.registry.attachment import attach, candidates_on, ports_of, resolver
+from config.registry.key_sets import KeySet, KeySets
 from config.registry.object_index import WAYPOINT_SERVICE, Dirt, ObjectIndex, Place
 from config.registry.places import Places
 from config.registry.requirement import Reached, Serving, asks, asks_whole, requirement
@@ -98,6 +101,7 @@ class Registry:
         self._aliases: dict[str, set[str]] = {}
         self._required = SharedPolicies()
         self._attachments = Attachments()
+        self.key_sets = KeySets()
         self.places = Places(self.index, settings)
         self.treatment = Treatment(self.index, self.places)
 
@@ -127,6 +131,10 @@ class Registry:
         for place in held ^ wanted:
             dirt.workloads |= {source.uid for source in self.index.sources_at(*place)}
         return self._compile(dirt)
+
+    def key_set_found(self, source: str, found: KeySet) -> Delta:
+        """What is known now of the keys at `source` (key_sets.py)."""
+        return self._compile(Dirt(policies=self.key_sets.put(source, found)))
 
     def waypoints_said(self, node: str, words: Mapping[Place, WaypointWord]) -> Delta:
         """`words` are all that `node` says of the waypoints that it runs."""
@@ -289,6 +297,10 @@ class Registry:
         if isinstance(policy, AttachedPolicy) and policy.targets:
             return self._attached(policy)
         self._attachments.put(ref, frozenset())
+        self.key_sets.want(ref, ())
+        if isinstance(policy, RequestAuthentication):
+            text = "tokens are judged by waypoints, and only targetRefs lead to one; not enforced"
+            return [], (Note(ref, Reason.NO_EFFECT, text),)
         if isinstance(policy, AuthorizationPolicy):
             compiled = compile_policy(policy, self._settings)
             return [compiled.resource] if compiled.resource is not None else [], compiled.notes
@@ -303,10 +315,22 @@ class Registry:
     def _attached(self, policy: AttachedPolicy) -> tuple[list[Resource], tuple[Note, ...]]:
         ref, attaching = policy.meta.ref, attach_policy(policy, self)
         self._attachments.put(ref, attaching.depends_on)
+        rules = policy.rules if isinstance(policy, RequestAuthentication) else ()
+        self.key_sets.want(ref, rules if attaching.waypoints else ())
         made = []
+        notes = [*attaching.notes(ref), *attached_notes(policy)]
         if attaching.waypoints:
-            made.append(compile_attached(policy, attaching.message(), attaching.waypoints))
-        return made, (*attaching.notes(ref), *attached_notes(policy))
+
+            def key_set(rule: JwtRule) -> str:
+                found = self.key_sets.of(rule)
+                if found.problem:
+                    what = "the last good keys are used" if found.text else "tokens of this issuer get 401"
+                    text = f"issuer {rule.issuer}: {found.problem}; {what}"
+                    notes.append(Note(ref, Reason.KEYS_NOT_FETCHED, text))
+                return found.text
+
+            made.append(compile_attached(policy, attaching.message(), attaching.waypoints, key_set))
+        return made, tuple(notes)
 
     def _shadowed_peer(self, peer: MeshObject | None) -> tuple[Note, ...]:
         if peer is None:

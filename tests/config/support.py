@@ -171,6 +171,7 @@ def istio(
     group = group or {
         "AuthorizationPolicy": "security.istio.io",
         "PeerAuthentication": "security.istio.io",
+        "RequestAuthentication": "security.istio.io",
         "ServiceEntry": "networking.istio.io",
         "WorkloadEntry": "networking.istio.io",
         **dict.fromkeys(

@@ -9,9 +9,10 @@ from google.protobuf.duration_pb2 import Duration
 
 from dataplane.state.model import ADDRESS_TYPE
 from proto.istio import workload_pb2 as mesh_pb
-from proto.mycelia import authorization_l7_pb2
+from proto.mycelia import authentication_pb2, authorization_l7_pb2
 from proto.mycelia import waypoint_pb2 as pb
 from tests.dataplane.state.builders import address, service, workload
+from waypoint.state.authentication import AUTHENTICATION_TYPE
 from waypoint.state.authorization import AUTHORIZATION_TYPE
 from waypoint.state.destinations import DESTINATION_TYPE
 from waypoint.state.place import Place
@@ -75,6 +76,7 @@ Resource = (
     | pb.ServiceRoutes
     | pb.Destination
     | authorization_l7_pb2.AuthorizationPolicy
+    | authentication_pb2.RequestAuthentication
 )
 
 
@@ -92,6 +94,9 @@ def put(state: WaypointState, *resources: Resource) -> dict[str, str]:
             case authorization_l7_pb2.AuthorizationPolicy():
                 name = f"{each.namespace}/{each.name}"
                 refused |= state.apply(AUTHORIZATION_TYPE, [(name, each.SerializeToString())], ())
+            case authentication_pb2.RequestAuthentication():
+                name = f"{each.namespace}/{each.name}"
+                refused |= state.apply(AUTHENTICATION_TYPE, [(name, each.SerializeToString())], ())
             case _:
                 refused |= state.apply(ADDRESS_TYPE, [address(each)], ())
     return refused

@@ -10,7 +10,10 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final
 
+from waypoint.state.authentication import AUTHENTICATION_TYPE, parse_authentication
 from waypoint.state.authorization import AUTHORIZATION_TYPE, parse_authorization
 from waypoint.state.policies import Parse
 
-POLICY_KINDS: Final[Mapping[str, Parse]] = MappingProxyType({AUTHORIZATION_TYPE: parse_authorization})
+POLICY_KINDS: Final[Mapping[str, Parse]] = MappingProxyType(
+    {AUTHENTICATION_TYPE: parse_authentication, AUTHORIZATION_TYPE: parse_authorization}
+)

@@ -27,6 +27,7 @@ from transport.sockets import begin_connect, client_sockets, open_listener, set_
 from transport.spiffe import SpiffeId
 from waypoint.state.place import Place
 from waypoint.state.store import WaypointState
+from waypoint.worker.authentication import Authentication
 from waypoint.worker.authorization import Authorization
 from waypoint.worker.checks import CheckSource
 from waypoint.worker.decider import RoutingDecider
@@ -93,7 +94,10 @@ class Worker(DataWorker[WorkerSettings]):
         dialler = ResolvingDialler(mesh_dialler, Resolver(reactor), random.random)
         self._upstreams = Upstreams(reactor, dialler, UpstreamSettings(codec=settings.http_codec))
         self._authorization = Authorization(self._state, self._log)
-        self._check_sources: tuple[CheckSource, ...] = (self._authorization,)
+        self._check_sources: tuple[CheckSource, ...] = (
+            Authentication(self._state, time.time),
+            self._authorization,
+        )
         self._decider = RoutingDecider(
             self._state,
             reactor,

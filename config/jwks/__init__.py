@@ -1,0 +1,1 @@
+"""Fetches the key sets of token issuers for the mesh."""
