@@ -31,6 +31,7 @@ class Kind(enum.Enum):
     AUTHORIZATION_POLICY = "AuthorizationPolicy"
     PEER_AUTHENTICATION = "PeerAuthentication"
     REQUEST_AUTHENTICATION = "RequestAuthentication"
+    RATE_LIMIT_POLICY = "RateLimitPolicy"
     GATEWAY = "Gateway"
     GATEWAY_CLASS = "GatewayClass"
     HTTP_ROUTE = "HTTPRoute"
@@ -335,6 +336,27 @@ class RequestAuthentication:
     rules: tuple[JwtRule, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class RateLimit:
+    """`keys` are as written: `caller`, `header:x-tenant` ...; `burst` 0 means as many as `requests`."""
+
+    name: str
+    requests: int
+    per_ms: int
+    burst: int = 0
+    keys: tuple[str, ...] = ()
+    methods: tuple[str, ...] = ()
+    paths: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RateLimitPolicy:
+    meta: Meta
+    targets: tuple[TargetRef, ...] = ()
+    limits: tuple[RateLimit, ...] = ()
+    tells: bool = True
+
+
 class MtlsMode(enum.Enum):
     UNSET = "UNSET"
     DISABLE = "DISABLE"
@@ -502,6 +524,7 @@ MeshObject = (
     | AuthorizationPolicy
     | PeerAuthentication
     | RequestAuthentication
+    | RateLimitPolicy
     | Gateway
     | GatewayClass
     | HttpRoute

@@ -125,6 +125,7 @@ class Waypoint(ControlProcess):
             node=settings.identity.node,
             network=settings.identity.network,
             cluster_id=settings.identity.cluster_id,
+            workers=settings.workers,
             bind_address=settings.bind_address,
             hbone_port=settings.hbone_port,
             max_connections=settings.max_connections,

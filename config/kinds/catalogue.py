@@ -25,6 +25,7 @@ from config.kinds.grpc_route import GRPCRoute
 from config.kinds.http_route import HTTPRoute
 from config.kinds.peer_authentication import PeerAuthentication
 from config.kinds.pod import Pod
+from config.kinds.rate_limit_policy import RateLimitPolicy
 from config.kinds.request_authentication import RequestAuthentication
 from config.kinds.schema import DEFAULT_NAMESPACE, Manifest
 from config.kinds.service import Service
@@ -47,6 +48,7 @@ ReadManifest = (
     | AuthorizationPolicy
     | PeerAuthentication
     | RequestAuthentication
+    | RateLimitPolicy
     | Gateway
     | GatewayClass
     | HTTPRoute
@@ -91,6 +93,7 @@ _CATALOGUE: Final[Mapping[str, _Entry]] = {
         _Entry(AuthorizationPolicy, "security.istio.io", ("v1", "v1beta1")),
         _Entry(PeerAuthentication, "security.istio.io", ("v1", "v1beta1")),
         _Entry(RequestAuthentication, "security.istio.io", ("v1", "v1beta1")),
+        _Entry(RateLimitPolicy, "mycelia.io", ("v1alpha1",)),
         _Entry(Gateway, _GATEWAY, ("v1", "v1beta1", "v1alpha2", "v1alpha3")),
         _Entry(GatewayClass, _GATEWAY, ("v1", "v1beta1", "v1alpha2")),
         _Entry(HTTPRoute, _GATEWAY, ("v1", "v1beta1", "v1alpha2")),
@@ -113,6 +116,7 @@ _MESH_GROUPS: Final = frozenset(
         "extensions.istio.io",
         "gateway.networking.k8s.io",
         "gateway.networking.x-k8s.io",
+        "mycelia.io",
     }
 )
 

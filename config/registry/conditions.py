@@ -10,7 +10,6 @@ from config.compile.attached import AttachedPolicy
 from config.kinds.gateway import WAYPOINT_CLASS
 from config.notes import Condition, Note, Reason
 from config.objects import (
-    AuthorizationPolicy,
     BackendTlsPolicy,
     BackendTrafficPolicy,
     DestinationRule,
@@ -21,7 +20,6 @@ from config.objects import (
     Namespace,
     Pod,
     Ref,
-    RequestAuthentication,
     Route,
     Service,
     ServiceEntry,
@@ -69,7 +67,7 @@ def conditions(registry: Registry) -> list[Condition]:
                 found += of_virtual_service(registry, virtual)
             case BackendTrafficPolicy() | BackendTlsPolicy() as policy:
                 found += of_backend_policy(registry, policy)
-            case AuthorizationPolicy() | RequestAuthentication() as policy if policy.targets:
+            case policy if isinstance(policy, AttachedPolicy) and policy.targets:
                 found.append(of_attached(registry, policy))
             case DestinationRule() as rule:
                 found += of_destination_rule(registry, rule)

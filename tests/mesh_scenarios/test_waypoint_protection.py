@@ -80,6 +80,7 @@ def test_a_method_is_denied_by_identity_and_the_reason_is_in_the_log(
             "its record",
             lambda: next((each for each in records(gate) if each["path"] == "/admin/y"), None),
         )
+        assert record is not None
         assert record["policy"] == "AuthorizationPolicy/default/no-admin rules[0] from[0] to[0]"
         matched = "ns[default]-policy[no-admin]-rule[0]"
         assert record["response_code_details"] == f"rbac_access_denied_matched_policy[{matched}]"

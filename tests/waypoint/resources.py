@@ -9,13 +9,14 @@ from google.protobuf.duration_pb2 import Duration
 
 from dataplane.state.model import ADDRESS_TYPE
 from proto.istio import workload_pb2 as mesh_pb
-from proto.mycelia import authentication_pb2, authorization_l7_pb2
+from proto.mycelia import authentication_pb2, authorization_l7_pb2, rate_limit_pb2
 from proto.mycelia import waypoint_pb2 as pb
 from tests.dataplane.state.builders import address, service, workload
 from waypoint.state.authentication import AUTHENTICATION_TYPE
 from waypoint.state.authorization import AUTHORIZATION_TYPE
 from waypoint.state.destinations import DESTINATION_TYPE
 from waypoint.state.place import Place
+from waypoint.state.rate_limits import RATE_LIMIT_TYPE
 from waypoint.state.routes import ROUTES_TYPE
 from waypoint.state.store import WaypointState
 
@@ -77,6 +78,7 @@ Resource = (
     | pb.Destination
     | authorization_l7_pb2.AuthorizationPolicy
     | authentication_pb2.RequestAuthentication
+    | rate_limit_pb2.RateLimitPolicy
 )
 
 
@@ -97,6 +99,9 @@ def put(state: WaypointState, *resources: Resource) -> dict[str, str]:
             case authentication_pb2.RequestAuthentication():
                 name = f"{each.namespace}/{each.name}"
                 refused |= state.apply(AUTHENTICATION_TYPE, [(name, each.SerializeToString())], ())
+            case rate_limit_pb2.RateLimitPolicy():
+                name = f"{each.namespace}/{each.name}"
+                refused |= state.apply(RATE_LIMIT_TYPE, [(name, each.SerializeToString())], ())
             case _:
                 refused |= state.apply(ADDRESS_TYPE, [address(each)], ())
     return refused

@@ -13,7 +13,12 @@ from typing import Final
 from waypoint.state.authentication import AUTHENTICATION_TYPE, parse_authentication
 from waypoint.state.authorization import AUTHORIZATION_TYPE, parse_authorization
 from waypoint.state.policies import Parse
+from waypoint.state.rate_limits import RATE_LIMIT_TYPE, parse_rate_limits
 
 POLICY_KINDS: Final[Mapping[str, Parse]] = MappingProxyType(
-    {AUTHENTICATION_TYPE: parse_authentication, AUTHORIZATION_TYPE: parse_authorization}
+    {
+        AUTHENTICATION_TYPE: parse_authentication,
+        AUTHORIZATION_TYPE: parse_authorization,
+        RATE_LIMIT_TYPE: parse_rate_limits,
+    }
 )

@@ -6,13 +6,10 @@ the rule and the clause. Source: config-api 8.5, waypoint-facts 12.1 and 15.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Final
 
-from dataplane.worker.base import named
 from dataplane.worker.log import WorkerLog
-from proto.mycelia import worker_pb2 as pb
 from waypoint.state.authorization import AUTHORIZATION_TYPE, Action, Authorizer, Policy, Refusal
 from waypoint.state.policies import Unreadable
 from waypoint.state.policy_facts import PolicyFacts
@@ -21,11 +18,10 @@ from waypoint.worker.answers import Answer
 from waypoint.worker.checks import Check, Phase, StreamCheck
 from waypoint.worker.examination import Examination
 from waypoint.worker.plan import Source
+from waypoint.worker.policy_counts import PolicyCounts
 from waypoint.worker.ways import ServedPort
 
 _BODY: Final = b"RBAC: access denied"
-_MAX_POLICIES: Final = 2_000  # that are counted by name
-_OTHERS: Final = "others"
 _UNREADABLE: Final = Answer(503, "policy_unreadable", body=b"the policy of this service cannot be read")
 
 
@@ -47,12 +43,12 @@ def facts_of(examination: Examination) -> PolicyFacts:
 
 
 class Authorization:
-    """Implements CheckSource. Counts by policy and effect, which only grow."""
+    """Implements CheckSource."""
 
-    def __init__(self, state: WaypointState, log: WorkerLog) -> None:
+    def __init__(self, state: WaypointState, log: WorkerLog, counts: PolicyCounts) -> None:
         self._state = state
         self.log = log
-        self._counts: Counter[tuple[str, str]] = Counter()
+        self.counts = counts
 
     def checks(self, port: ServedPort) -> Sequence[Check]:
         check = self._check(port)
@@ -68,16 +64,6 @@ class Authorization:
             return _Nothing()
         judged = [each for each in found if isinstance(each, Policy) and each.action is not Action.CUSTOM]
         return _Everything(self, judged) if judged else None
-
-    def count(self, policy: str, effect: str) -> None:
-        key = (policy, effect)
-        if key not in self._counts and len(self._counts) >= _MAX_POLICIES:
-            key = (_OTHERS, effect)
-        self._counts[key] += 1
-
-    def stats(self) -> Iterator[pb.Stats.Named]:
-        for (policy, effect), count in self._counts.items():
-            yield named("mycelia_waypoint_policy_matches_total", count, policy, effect)
 
     def close(self) -> None: ...
 
@@ -124,18 +110,18 @@ class _Everything:
         owner, remarks = self._owner, []
         if enforced.audit:
             for rule in enforced.audit.all(facts):
-                owner.count(str(rule.policy), "audited")
+                owner.counts.count(str(rule.policy), "audited")
                 remarks.append(f"audited by {rule.policy} rules[{rule.index}]")
                 owner.log.limited("info", "request_audited", policy=rule.name, **_told(facts))
         if tried:
             would = tried.judge(facts)
             if would is not None:
-                owner.count(_policy_of(would), "would_be_denied")
+                owner.counts.count(_policy_of(would), "would_be_denied")
                 remarks.append(f"dry run, would be denied: {would.policy}")
                 owner.log.limited("info", "dry_run_denies", policy=would.policy, **_told(facts))
         refusal = enforced.judge(facts)
         if refusal is not None:
-            owner.count(_policy_of(refusal), "denied")
+            owner.counts.count(_policy_of(refusal), "denied")
         return refusal, remarks
 
 

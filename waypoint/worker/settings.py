@@ -21,6 +21,7 @@ class WorkerSettings:
     node: str = ""
     network: str = ""
     cluster_id: str = "Kubernetes"
+    workers: int = 1  # of this replica, all alike
 
     bind_address: str = ""
     hbone_port: int = 15008

@@ -35,7 +35,9 @@ from waypoint.worker.describe import describe_state
 from waypoint.worker.dial import MeshDialler, TcpDialler, TunnelOrigin
 from waypoint.worker.ingress import HboneIngress
 from waypoint.worker.memory import MemoryWatch
+from waypoint.worker.policy_counts import PolicyCounts
 from waypoint.worker.proxy import Proxy, ProxySettings
+from waypoint.worker.rate_limits import RateLimits
 from waypoint.worker.refusals import Refusals
 from waypoint.worker.resolver import Resolver, ResolvingDialler
 from waypoint.worker.settings import WorkerSettings
@@ -93,10 +95,13 @@ class Worker(DataWorker[WorkerSettings]):
         )
         dialler = ResolvingDialler(mesh_dialler, Resolver(reactor), random.random)
         self._upstreams = Upstreams(reactor, dialler, UpstreamSettings(codec=settings.http_codec))
-        self._authorization = Authorization(self._state, self._log)
+        self._policy_counts = PolicyCounts()
         self._check_sources: tuple[CheckSource, ...] = (
             Authentication(self._state, time.time),
-            self._authorization,
+            Authorization(self._state, self._log, self._policy_counts),
+            RateLimits(
+                self._state, lambda: reactor.now, self._policy_counts, workers=max(settings.workers, 1)
+            ),
         )
         self._decider = RoutingDecider(
             self._state,
@@ -207,7 +212,7 @@ class Worker(DataWorker[WorkerSettings]):
             named("mycelia_waypoint_rejected_requests_total", self._telemetry.rejected),
             named("mycelia_waypoint_refused_tunnels_total", self._refusals.refused_tunnels),
             named("mycelia_waypoint_failed_handshakes_total", self._refusals.failed_handshakes),
-            *self._authorization.stats(),
+            *self._policy_counts.stats(),
         ]
         yield from self._telemetry.parts(request_id, others)
 

@@ -15,12 +15,13 @@ from tests.waypoint.state.token_builders import ISSUER, NOW, authentication, b64
 from tests.waypoint.worker.routing_kit import App, Waypoint
 from waypoint.worker.authentication import Authentication
 from waypoint.worker.authorization import Authorization
+from waypoint.worker.policy_counts import PolicyCounts
 
 
 def waypoint_of(app: App, *policies: Any) -> Waypoint:
     def sources(state: Any, reactor: Any) -> tuple[Any, ...]:
         log = WorkerLog(lambda _: True, lambda: reactor.now)
-        return (Authentication(state, lambda: NOW), Authorization(state, log))
+        return (Authentication(state, lambda: NOW), Authorization(state, log, PolicyCounts()))
 
     return Waypoint(web_service(), endpoint("a", app.port), *policies, routes(), check_sources=sources)
 

@@ -19,6 +19,7 @@ from transport.spiffe import SpiffeId
 from waypoint.state.authorization import AUTHORIZATION_TYPE
 from waypoint.worker.authorization import Authorization
 from waypoint.worker.plan import Declared
+from waypoint.worker.policy_counts import PolicyCounts
 
 CART = SpiffeId("cluster.local", "shop", "cart")
 ON_WEB = authorization_l7_pb2.AuthorizationPolicy().attachment
@@ -32,13 +33,15 @@ class Guarded(Waypoint):
 
     def __init__(self, *resources: Any, **fields: Any) -> None:
         def sources(state: Any, reactor: Any) -> tuple[Authorization]:
-            self.authorization = Authorization(state, WorkerLog(lambda _: True, lambda: reactor.now))
+            self.authorization = Authorization(
+                state, WorkerLog(lambda _: True, lambda: reactor.now), PolicyCounts()
+            )
             return (self.authorization,)
 
         super().__init__(*resources, check_sources=sources, identity=CART, **fields)
 
     def counts(self) -> Counter[tuple[str, ...]]:
-        found = self.ask(lambda: list(self.authorization.stats()))
+        found = self.ask(lambda: list(self.authorization.counts.stats()))
         return Counter({tuple(each.labels): int(each.value) for each in found})
 
 

@@ -1,0 +1,52 @@
+"""RateLimitPolicy to what waypoints count. Pure."""
+
+from __future__ import annotations
+
+from config.compile.messages import duration
+from config.compile.resource import RATE_LIMIT, Resource, make_resource
+from config.objects import RateLimit, RateLimitPolicy
+from proto.mycelia import attachment_pb2
+from proto.mycelia import rate_limit_pb2 as pb
+
+
+def compile_rate_limits(
+    policy: RateLimitPolicy, attachment: attachment_pb2.Attachment, waypoints: tuple[str, ...]
+) -> Resource:
+    meta = policy.meta
+    message = pb.RateLimitPolicy(
+        namespace=meta.namespace,
+        name=meta.name,
+        attachment=attachment,
+        limits=[_limit(limit) for limit in policy.limits],
+        tells=policy.tells,
+    )
+    return make_resource(RATE_LIMIT, f"{meta.namespace}/{meta.name}", message, waypoints=waypoints)
+
+
+def _limit(limit: RateLimit) -> pb.RateLimitPolicy.Limit:
+    return pb.RateLimitPolicy.Limit(
+        name=limit.name,
+        requests=limit.requests,
+        per=duration(limit.per_ms),
+        burst=limit.burst,
+        keys=[_key(text) for text in limit.keys],
+        methods=limit.methods,
+        paths=limit.paths,
+    )
+
+
+def _key(text: str) -> pb.RateLimitPolicy.Key:
+    kind, _, name = text.partition(":")
+    match kind:
+        case "header":
+            return pb.RateLimitPolicy.Key(header=name)
+        case "claim":
+            return pb.RateLimitPolicy.Key(claim=name)
+        case "caller":
+            return pb.RateLimitPolicy.Key(caller=True)
+        case "sourceAddress":
+            return pb.RateLimitPolicy.Key(source_address=True)
+        case "route":
+            return pb.RateLimitPolicy.Key(route=True)
+        case _:
+            return pb.RateLimitPolicy.Key(service=True)

@@ -1,0 +1,201 @@
+"""Rate limits: policies as they are told, and the counting. Pure; time is given, in seconds.
+
+A limit is a bucket for each key: so many requests in a time, evenly, and `burst` at once. It is kept as the
+one moment at which the bucket will be full again (GCRA): a bucket costs one number and is exact at any time.
+
+Bounds: `MAX_KEYS` buckets for a limit. A bucket that is full is the same as none, so those are forgotten to
+make room; if all are in use, further keys share one bucket: nobody gets a fresh bucket by making others be
+forgotten.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+from google.protobuf.message import DecodeError
+
+from proto.mycelia import rate_limit_pb2 as pb
+from waypoint.state.errors import RoutesRejected
+from waypoint.state.jwt import claim_text
+from waypoint.state.policies import Attached, check_name
+from waypoint.state.policy_clauses import Texts, octets
+from waypoint.state.policy_facts import PolicyFacts
+
+RATE_LIMIT_TYPE: Final = "type.googleapis.com/mycelia.waypoint.RateLimitPolicy"
+MAX_KEYS: Final = 50_000
+_SWEEP: Final = 1_000  # buckets looked at when there is no room
+_MAX_KEY_BYTES: Final = 256
+
+KeyPart = Callable[["Asked"], bytes]
+
+
+class Asked(NamedTuple):
+    """A request, and where it goes."""
+
+    facts: PolicyFacts
+    route: str
+    service: str
+
+
+class Room(NamedTuple):
+    """What a bucket says: `wait_s` > 0 is how long until there is room for one."""
+
+    limit: Limit
+    remaining: int
+    reset_s: float
+    wait_s: float
+
+
+class Limit:
+    """One limit with all its buckets. Not thread-safe."""
+
+    __slots__ = (
+        "_full_at",
+        "_interval_s",
+        "_keys",
+        "_methods",
+        "_overflow",
+        "_paths",
+        "burst",
+        "name",
+        "requests",
+    )
+
+    def __init__(self, message: pb.RateLimitPolicy.Limit, share: int) -> None:
+        """`share`: how many workers the limit is for together; each gets its part."""
+        per_s = message.per.seconds + message.per.nanos / 1e9
+        if not message.requests or per_s <= 0:
+            raise RoutesRejected("a limit needs requests and a time")
+        self.name = message.name
+        self.requests = message.requests
+        self.burst = max((message.burst or message.requests) // share, 1)
+        self._interval_s = per_s / message.requests * share
+        self._keys = tuple(map(_key_part, message.keys))
+        self._methods: Texts[bytes] | None = octets(message.methods) if message.methods else None
+        self._paths: Texts[bytes] | None = octets(message.paths) if message.paths else None
+        self._full_at: dict[bytes, float] = {}
+        self._overflow = 0.0
+
+    def key(self, asked: Asked) -> bytes | None:
+        """Whose bucket a request counts in; None: it does not count here."""
+        facts = asked.facts
+        if self._methods is not None and not self._methods.holds(facts.method):
+            return None
+        if self._paths is not None and not self._paths.holds(facts.path):
+            return None
+        if not self._keys:
+            return b""
+        return b"\0".join(part(asked)[:_MAX_KEY_BYTES] for part in self._keys)
+
+    def look(self, key: bytes, now: float) -> Room:
+        """What would be if one more were taken."""
+        full_at = self._full_at.get(key)
+        if full_at is None:
+            full_at = self._overflow if len(self._full_at) >= MAX_KEYS and not self._make_room(now) else now
+        full_at = max(full_at, now) + self._interval_s
+        over_s = full_at - now - self.burst * self._interval_s
+        if over_s > 1e-9:
+            return Room(self, 0, full_at - self._interval_s - now, over_s)
+        return Room(self, int(-over_s / self._interval_s + 1e-6), full_at - now, 0.0)
+
+    def take(self, key: bytes, now: float) -> None:
+        """After a look at the same moment that found room."""
+        held = self._full_at
+        if key in held or len(held) < MAX_KEYS:
+            held[key] = max(held.get(key, now), now) + self._interval_s
+        else:
+            self._overflow = max(self._overflow, now) + self._interval_s
+
+    def _make_room(self, now: float) -> bool:
+        """Forget full buckets among some, the oldest first."""
+        held = self._full_at
+        oldest = [key for key, _ in zip(held, range(_SWEEP), strict=False)]
+        full = [key for key in oldest if held[key] <= now]
+        for key in full:
+            del held[key]
+        for key in oldest[:100]:  # those in use go to the end, so that another look sees others
+            if key in held:
+                held[key] = held.pop(key)
+        return bool(full)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RateLimitPolicy:
+    """Implements policies.Policy."""
+
+    key: str
+    attached: Attached
+    limits: tuple[pb.RateLimitPolicy.Limit, ...]
+    tells: bool
+
+    def __str__(self) -> str:
+        return f"RateLimitPolicy/{self.key}"
+
+
+def parse_rate_limits(name: str, content: bytes) -> RateLimitPolicy:
+    """Raises `RoutesRejected`."""
+    message = pb.RateLimitPolicy()
+    try:
+        message.ParseFromString(content)
+    except DecodeError as error:
+        raise RoutesRejected("it is no RateLimitPolicy") from error
+    key = f"{message.namespace}/{message.name}"
+    check_name(name, key)
+    for limit in message.limits:
+        Limit(limit, 1)
+    return RateLimitPolicy(key, Attached.of(message.attachment), tuple(message.limits), message.tells)
+
+
+class Counting:
+    """The buckets of one policy, which outlive changes of other things."""
+
+    __slots__ = ("limits", "policy")
+
+    def __init__(self, policy: RateLimitPolicy, share: int) -> None:
+        self.policy = policy
+        self.limits = tuple(Limit(each, share) for each in policy.limits)
+
+
+def ask(counting: Sequence[Counting], asked: Asked, now: float) -> tuple[Room | None, Counting | None]:
+    """The tightest room, and the policy that refuses; then nothing was taken anywhere.
+
+    (None, None): no limit is about this request.
+    """
+    found: list[tuple[Limit, bytes]] = []
+    tightest: Room | None = None
+    for each in counting:
+        for limit in each.limits:
+            key = limit.key(asked)
+            if key is None:
+                continue
+            room = limit.look(key, now)
+            if room.wait_s > 0:
+                return room, each
+            found.append((limit, key))
+            if tightest is None or room.remaining < tightest.remaining:
+                tightest = room
+    for limit, key in found:
+        limit.take(key, now)
+    return tightest, None
+
+
+def _key_part(key: pb.RateLimitPolicy.Key) -> KeyPart:
+    match key.WhichOneof("kind"):
+        case "caller":
+            return lambda asked: asked.facts.principal.encode()
+        case "source_address":
+            return lambda asked: asked.facts.source_ip.encode()
+        case "header":
+            name = key.header.lower().encode()
+            return lambda asked: b",".join(asked.facts.lines(name))
+        case "claim":
+            path = key.claim
+            return lambda asked: claim_text(asked.facts.claims or {}, path) or b""
+        case "route":
+            return lambda asked: asked.route.encode()
+        case "service":
+            return lambda asked: asked.service.encode()
+        case _:
+            raise RoutesRejected("a limit's key is not known")
