@@ -98,3 +98,79 @@ def test_error_codes_are_unique() -> None:
 
 def test_the_page_of_errors_is_current() -> None:
     assert error_table.PAGE.read_text() == error_table.page(), "run python tools/error_table.py --write"
+
+
+_RE_CALLS = {"compile", "match", "fullmatch", "search", "sub", "subn", "split", "findall", "finditer"}
+
+
+def is_fixed(node: ast.expr, names: set[str]) -> bool:
+    """Whether an expression is made of constants alone."""
+    match node:
+        case ast.Constant(value=str() | bytes()):
+            return True
+        case ast.Name(id=name):
+            return name in names
+        case ast.BinOp(left=left, op=ast.Add(), right=right):
+            return is_fixed(left, names) and is_fixed(right, names)
+        case ast.JoinedStr(values=values):
+            return all(is_fixed(each, names) for each in values)
+        case ast.FormattedValue(value=value):
+            return is_fixed(value, names)
+        case _:
+            return False
+
+
+def fixed_names(tree: ast.Module) -> set[str]:
+    """A module's constants that are texts, in the order in which they are made."""
+    names: set[str] = set()
+    for node in tree.body:
+        if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            if is_fixed(node.value, names):
+                names |= {target.id for target in targets if isinstance(target, ast.Name)}
+    return names
+
+
+def variable_patterns(source: str) -> list[int]:
+    """Lines in which Python's `re` gets, or may get, a pattern that is not constant."""
+    tree = ast.parse(source)
+    names = fixed_names(tree)
+    wrong = []
+    for node in ast.walk(tree):
+        match node:
+            case ast.ImportFrom(module="re"):
+                wrong.append(node.lineno)
+            case ast.Import() if any(each.name == "re" and each.asname for each in node.names):
+                wrong.append(node.lineno)
+            case ast.Call(func=ast.Attribute(value=ast.Name(id="re"), attr=name), args=arguments):
+                if name in _RE_CALLS and not (arguments and is_fixed(arguments[0], names)):
+                    wrong.append(node.lineno)
+    return wrong
+
+
+@pytest.mark.parametrize("package", sorted(MAY_IMPORT))
+def test_pythons_regular_expressions_are_never_a_users(package: str) -> None:
+    """What a user writes runs on RE2 (transport/regex.py); `re` backtracks, and gets constants only."""
+    wrong = {
+        str(path.relative_to(ROOT)): lines
+        for path in sources(package)
+        if (lines := variable_patterns(path.read_text()))
+    }
+    assert wrong == {}
+
+
+@pytest.mark.parametrize(
+    "source", ["re.compile(text)", "from re import compile", "import re as r", "re.search(f'a{b}', c)"]
+)
+def test_a_pattern_that_is_not_constant_is_seen(source: str) -> None:
+    assert variable_patterns(source) == [1]
+
+
+def test_the_engine_of_users_expressions_is_met_in_one_module() -> None:
+    found = {
+        str(path.relative_to(ROOT))
+        for package in MAY_IMPORT
+        for path in sources(package)
+        if "re2" in imported_roots(path) or 'import_module("re2")' in path.read_text()
+    }
+    assert found == {"transport/regex.py"}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Final, cast
 
 from dataplane.settings import (
@@ -21,7 +21,9 @@ from dataplane.settings import (
     InvalidSetting,
     read_identity,
 )
+from transport.http1 import grammar
 from transport.spiffe import SpiffeId
+from waypoint.limits import RequestLimits, Underscores
 
 DEFAULT_STATE_DIR: Final = "/var/lib/mycelia/waypoint"
 HBONE_PORT: Final = 15008
@@ -59,6 +61,7 @@ class Settings:
     stats_port: int = 15020
     readiness_port: int = 15021
     drain_deadline_s: float = _DRAIN_S
+    limits: RequestLimits = field(default_factory=RequestLimits)
     log_level: str = "info"
     is_log_json: bool = False
     # Requests on standard output: off, text or json.
@@ -93,10 +96,42 @@ def settings_from(environment: Mapping[str, str]) -> Settings:
         stats_port=reader.integer("MYCELIA_STATS_PORT", 15020, 0, 65535),
         readiness_port=reader.integer("MYCELIA_READINESS_PORT", 15021, 0, 65535),
         drain_deadline_s=reader.drain_deadline(),
+        limits=_limits(reader, environment),
         log_level=reader.log_level(),
         access_log=reader.choice("MYCELIA_ACCESS_LOG", "off", ("off", "text", "json")),
         is_log_json=reader.choice("LOG_FORMAT", "plain", ("plain", "json")) == "json",
     )
+
+
+_TAKEN: Final = frozenset({"host", "content-length", "content-type", "authorization", "cookie"})
+
+
+def _limits(reader: EnvironmentReader, environment: Mapping[str, str]) -> RequestLimits:
+    kib = 1024
+    return RequestLimits(
+        max_target_bytes=reader.integer("MYCELIA_MAX_TARGET_BYTES", 16 * kib, 256, 1024 * kib),
+        max_head_bytes=reader.integer("MYCELIA_MAX_HEADER_BYTES", 60 * kib, 1 * kib, 1024 * kib),
+        max_header_count=reader.integer("MYCELIA_MAX_HEADERS", 100, 10, 1000),
+        max_body_bytes=reader.integer("MYCELIA_MAX_BODY_BYTES", 0, 0, 1 << 40),
+        head_time_s=float(reader.integer("MYCELIA_HEADER_TIMEOUT", 30, 1, 3600)),
+        underscores=cast(
+            "Underscores",
+            reader.choice("MYCELIA_HEADERS_WITH_UNDERSCORES", "allow", ("allow", "drop", "reject")),
+        ),
+        caller_header=_caller_header(environment.get("MYCELIA_CALLER_IDENTITY_HEADER", "")),
+    )
+
+
+def _caller_header(text: str) -> str:
+    """A name that means nothing else, in small letters."""
+    name = text.strip().lower()
+    means_something = name in _TAKEN or name.encode() in grammar.LOOKED_AT or name.startswith("x-envoy-")
+    if name and (means_something or "_" in name or not grammar.is_token(name.encode())):
+        raise InvalidSetting(
+            f"MYCELIA_CALLER_IDENTITY_HEADER is {text!r}",
+            next_step="give a header name of your own without underscore, such as x-mycelia-caller",
+        )
+    return name
 
 
 def _addresses(text: str) -> tuple[str, ...]:

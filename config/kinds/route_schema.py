@@ -19,6 +19,7 @@ from config.kinds.schema import (
     parse_ip,
     refuse,
 )
+from transport.regex import MAXIMUM_PATTERN_CHARACTERS, PatternRejected, compile_re2
 
 MAX_PARENTS: Final = 32
 MAX_RULES: Final = 16
@@ -40,7 +41,7 @@ _NOT_RE2 = re.compile(
     r"|[*+?}]\+"
 )
 _REPEAT = re.compile(r"\{(\d+)?,?(\d+)?\}")
-MAX_REGEX: Final = 1024
+MAX_REGEX: Final = MAXIMUM_PATTERN_CHARACTERS
 MAX_REPEAT: Final = 1000
 # Framing and connections are the proxy's: a route that sets these could split messages differently.
 _CONNECTION_FIELDS: Final = frozenset(
@@ -122,9 +123,9 @@ def check_regex(text: str) -> str:
     if _NOT_RE2.search(text):
         complain(f'"{text}" is not an RE2 expression: no look-around, references or possessive repeats')
     try:
-        re.compile(text)
-    except (re.error, RecursionError, OverflowError) as error:
-        complain(f'"{text}" is not a regular expression: {error}')
+        compile_re2(text)
+    except PatternRejected as error:
+        complain(f'"{text}" is not a regular expression: {error.text}')
     return text
 
 

@@ -97,6 +97,20 @@ class ReceivingHalf(SendingHalf):
         self._events = []
         return events
 
+    @property
+    def is_in_head(self) -> bool:
+        """A message has begun, and its head is not complete."""
+        return self._receiving == Receiving.HEAD and bool(self._input)
+
+    def time_out_head(self) -> list[Event]:
+        """Server: the head takes too long. It is answered with 408, and the connection is over."""
+        if not self.is_in_head:
+            return []
+        events = self._events = []
+        self._fail("head_took_too_long", 408)
+        self._events = []
+        return events
+
     def _give_up(self, reason: str) -> None:
         self._events.append(ConnectionFailed(ErrorCode.CANCEL, reason))
         self._finish()

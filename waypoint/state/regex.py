@@ -1,54 +1,13 @@
-"""Regular expressions of routes: RE2 and nothing else.
-
-A pattern comes from a tenant and runs on bytes that a client chose, so only an engine with linear time will
-do (authz-cases 11). The engine is met here alone. Where it is not installed, patterns are refused by name;
-Python's backtracking `re` is never a fallback.
-"""
+"""Regular expressions of routes and policies, as they are matched. The engine is in transport/regex.py."""
 
 from __future__ import annotations
 
-import importlib
-from typing import Protocol, cast
-
+from transport.regex import Engine, PatternRejected, compile_re2, engine_errors, is_available
 from waypoint.state.errors import RoutesRejected
 
-MAXIMUM_PATTERN_CHARACTERS = 1024
+__all__ = ["Pattern", "check_substitution", "is_available"]
+
 _LITERAL_BYTES = 64
-_MEMORY_BYTES = 1 << 20
-
-
-class _Engine(Protocol):
-    def fullmatch(self, text: bytes) -> object | None: ...
-    def sub(self, repl: bytes, text: bytes) -> bytes: ...
-    def possiblematchrange(self, maxlen: int) -> tuple[bytes, bytes]: ...
-
-
-class _Options(Protocol):
-    log_errors: bool
-    max_mem: int
-
-
-class _Module(Protocol):
-    """The part of google-re2 that is used."""
-
-    error: type[Exception]
-
-    def Options(self) -> _Options: ...  # noqa: N802 - the engine's own name
-    def compile(self, pattern: bytes, options: _Options) -> _Engine: ...
-
-
-def _load() -> _Module | None:
-    try:
-        return cast("_Module", importlib.import_module("re2"))
-    except ImportError:
-        return None
-
-
-_module = _load()
-
-
-def is_available() -> bool:
-    return _module is not None
 
 
 class Pattern:
@@ -72,7 +31,7 @@ class Pattern:
         """Octets with which every match surely begins; maybe none."""
         try:
             lowest, highest = self._engine.possiblematchrange(_LITERAL_BYTES)
-        except _errors():
+        except engine_errors():
             return b""
         length = 0
         for low, high in zip(lowest, highest, strict=False):
@@ -85,28 +44,11 @@ class Pattern:
         return f"Pattern({self.text!r})"
 
 
-def _errors() -> type[Exception]:
-    assert _module is not None, "a pattern exists only where the engine does"
-    return _module.error
-
-
-def _compile(text: str) -> _Engine:
-    if len(text) > MAXIMUM_PATTERN_CHARACTERS:
-        raise RoutesRejected(
-            f"regular expression of {len(text)} characters; {MAXIMUM_PATTERN_CHARACTERS} are allowed"
-        )
-    if _module is None:
-        raise RoutesRejected(
-            f"regular expression {text!r} cannot be matched: the RE2 engine is not installed",
-            next_step="install the package google-re2",
-        )
-    options = _module.Options()
-    options.log_errors = False
-    options.max_mem = _MEMORY_BYTES
+def _compile(text: str) -> Engine:
     try:
-        return _module.compile(text.encode(), options)
-    except _module.error as error:
-        raise RoutesRejected(f"regular expression {text!r} is no RE2: {error}") from error
+        return compile_re2(text)
+    except PatternRejected as error:
+        raise RoutesRejected(error.text, next_step=error.next_step) from error
 
 
 def check_substitution(text: str) -> bytes:

@@ -108,3 +108,8 @@ def normalisation_refused(reason: str, status: int) -> Answer:
     """The request has no one meaning."""
     details = reason if status != 400 or reason == "missing_host_header" else "path_normalization_failed"
     return Answer(status, details, "-" if status == 404 else "DPE")
+
+
+def too_large(status: int, details: str) -> Answer:
+    """The request is more than the waypoint lets pass (docs/limits.md)."""
+    return Answer(status, details, "DPE", details.replace("_", " ").encode())

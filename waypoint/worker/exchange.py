@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 from transport.http1.errors import Http1Error
+from transport.http1.grammar import may_be_trailer
 from transport.http2.error_codes import ErrorCode
 from transport.http2.events import Header
 from transport.http_path import Refusal
@@ -131,6 +132,13 @@ class Exchange:
         self.request = request
         self._is_bodiless = request.method == b"HEAD"
         add_forwarded_proto(request)
+        limits = proxy.limits
+        excess = limits.excess_of(len(request.target), request.headers)
+        if excess is not None:
+            self.respond(answers.too_large(*excess))
+            return
+        if limits.changes_headers:
+            request.headers = limits.change(request.headers, str(self.source.identity or ""))
         if request.upgrade:
             self._is_upgrade_asked = True
             self._keep_websocket_only()
@@ -368,6 +376,8 @@ class Exchange:
 
     def on_headers(self, headers: list[Header], end_stream: bool, is_trailers: bool) -> None:  # noqa: ARG002
         if is_trailers:
+            caller = self.proxy.limits.caller_header.encode()
+            headers = [f for f in headers if may_be_trailer(f[0]) and f[0].replace(b"_", b"-") != caller]
             for shadow in self._shadows or ():
                 shadow.push_trailers(headers)
             self.request_pipe.push_trailers(headers)
@@ -380,10 +390,21 @@ class Exchange:
             for shadow in self._shadows:
                 shadow.push(data, end=end_stream)
         self.request_pipe.push(data, flow_bytes, end=end_stream)
+        limit = self.proxy.limits.max_body_bytes
+        if limit and self.request_pipe.body_bytes > limit and not self.is_upgraded:
+            self._refuse_body()
+            return
         if self.examination is not None:
             self.examination.on_body()
         if end_stream or self.is_upgraded:
             self.check_end()
+
+    def _refuse_body(self) -> None:
+        """It grew over the limit while it came: the application sees a request that was broken off."""
+        if not self._is_over and not self._has_response_begun:
+            self.respond(answers.too_large(413, "request_payload_too_large"))
+        elif not self._is_over:
+            self._break_off("-", "request_payload_too_large")
 
     def on_writable(self) -> None:
         pipe = self.response_pipe

@@ -104,7 +104,7 @@ def read_request(
             if special is None:
                 special = []
             special.append(field)
-        elif name not in _DROPPED and not name.startswith(_DROPPED_PREFIX):
+        elif not _may_not_be_said(name):
             if len(_plain) < _MAX_PLAIN and len(name) <= 64:
                 _plain.add(name)
             keep(field)
@@ -129,6 +129,12 @@ def read_request(
         request.request_id = new_request_id()
         keep((b"x-request-id", request.request_id))
     return request
+
+
+def _may_not_be_said(name: bytes) -> bool:
+    """Applications behind CGI or WSGI cannot tell `x_envoy_a` from `x-envoy-a`, so neither is passed on."""
+    folded = name.replace(b"_", b"-")
+    return folded in _DROPPED or folded.startswith(_DROPPED_PREFIX)
 
 
 def _take_special(request: Request, special: list[Header]) -> None:

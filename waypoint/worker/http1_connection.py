@@ -24,6 +24,7 @@ class Http1Connection(HttpConnection):
         "_linger_timer",
         "_owed",
         "codec",
+        "head_began_at",
         "is_upgraded",
     )
 
@@ -45,6 +46,7 @@ class Http1Connection(HttpConnection):
         self._has_peer_ended = False
         self._linger_timer: Timer | None = None
         self.is_upgraded = False
+        self.head_began_at: float | None = None  # server: of a head that is not complete
 
     def send_headers(self, stream_id: int, headers: list[Header], end_stream: bool) -> None:
         super().send_headers(stream_id, headers, end_stream)
@@ -71,8 +73,22 @@ class Http1Connection(HttpConnection):
 
     def _handle(self, take: Any, *arguments: Any) -> None:
         super()._handle(take, *arguments)
+        if self._is_server and not self.users and not self.is_closed:
+            self._watch_head()
         if (self._owed or self.codec.is_held or self._is_paused) and not self.is_closed:
             self._set_reading()
+
+    def _watch_head(self) -> None:
+        if not self.codec.is_in_head:
+            self.head_began_at = None
+        elif self.head_began_at is None:
+            self.head_began_at = self.reactor.now
+
+    def time_out_head(self, limit_s: float) -> None:
+        """Server: end the connection with 408 if its head has been on its way for longer."""
+        began = self.head_began_at
+        if began is not None and self.reactor.now - began >= limit_s and not self.is_closed:
+            self._handle(self.codec.time_out_head)
 
     def release(self, stream_id: int) -> None:
         self.users.pop(stream_id, None)

@@ -7,7 +7,7 @@ connection whose requests become exchanges; the rest is relayed. Owner of all of
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from transport.errors import MeshError
@@ -18,6 +18,7 @@ from transport.http2.events import Header
 from transport.http2.settings import Role
 from transport.http_path import PathNormalization
 from transport.reactor import Reactor, Timer
+from waypoint.limits import RequestLimits
 from waypoint.worker.body_pipe import ReplayBudget
 from waypoint.worker.byte_stream import ByteStream
 from waypoint.worker.dial import Dialler
@@ -32,7 +33,6 @@ from waypoint.worker.sniff import Verdict, sniff
 from waypoint.worker.tcp_exchange import TcpExchange
 from waypoint.worker.upstreams import Upstreams
 
-_HTTP1 = Http1Settings()
 _SWEEP_S = 5.0
 _ENDING = Failure(Cause.CLOSED, "the waypoint ends")
 
@@ -45,6 +45,7 @@ class ProxySettings:
     codec: http1.CodecKind = "lean"
     replay_bytes: int = 64 << 20  # of bodies kept for another try, all requests together
     normalization: PathNormalization = PathNormalization.BASE
+    limits: RequestLimits = field(default_factory=RequestLimits)
 
 
 class Observer(Protocol):
@@ -89,11 +90,17 @@ class Proxy:
         self.upstreams = upstreams
         self.settings = settings or ProxySettings()
         self.normalization = self.settings.normalization
+        self.limits = limits = self.settings.limits
+        self._http1 = Http1Settings(max_head=limits.max_head_bytes, max_header_count=limits.max_header_count)
+        self._http2 = replace(
+            SETTINGS, max_header_list=limits.max_head_bytes, max_header_count=limits.max_header_count
+        )
         self.observer: Observer = observer or Nobody()
         self.connections: dict[HttpConnection, None] = {}
         self.relays: dict[object, Callable[[], None]] = {}  # sniffers and relays -> how to end them
         self.shadows: dict[Shadow, None] = {}
         self.replay_budget = ReplayBudget(self.settings.replay_bytes)
+        self._sweep_s = min(_SWEEP_S, limits.head_time_s / 2)
         self._is_draining = False
         self._sweep_timer: Timer | None = None
 
@@ -113,15 +120,15 @@ class Proxy:
         connection: HttpConnection
         kind = self.settings.codec
         if is_http2:
-            h2 = http2.make_codec(Role.SERVER, SETTINGS, kind)
+            h2 = http2.make_codec(Role.SERVER, self._http2, kind)
             connection = Http2Connection(self.reactor, stream, h2, self, is_server=True)
         else:
-            h1 = http1.make_codec(Role.SERVER, _HTTP1, kind)
+            h1 = http1.make_codec(Role.SERVER, self._http1, kind)
             connection = Http1Connection(self.reactor, stream, h1, self, is_server=True)
         connection.source = source
         self.connections[connection] = None
         if self._sweep_timer is None:
-            self._sweep_timer = self.reactor.call_later(_SWEEP_S, self._sweep)
+            self._sweep_timer = self.reactor.call_later(self._sweep_s, self._sweep)
         connection.start(first)
         if self._is_draining:
             connection.drain()
@@ -168,10 +175,12 @@ class Proxy:
         for connection in list(self.connections):
             if isinstance(connection, Http2Connection) and connection.users:
                 connection.keep_alive()
+            elif isinstance(connection, Http1Connection) and connection.head_began_at is not None:
+                connection.time_out_head(self.limits.head_time_s)
             elif not connection.users and connection.last_active <= limit:
                 connection.drain()
         if self.connections:
-            self._sweep_timer = self.reactor.call_later(_SWEEP_S, self._sweep)
+            self._sweep_timer = self.reactor.call_later(self._sweep_s, self._sweep)
 
     # ConnectionOwner
 
@@ -202,6 +211,7 @@ class _Sniffer:
         self._source = source
         self._is_http_declared = declared is Declared.HTTP
         self._first = bytearray()
+        self._timer: Timer | None = None
         proxy.relays[self] = self._give_up
 
     def start(self, first: bytes) -> None:
@@ -210,17 +220,21 @@ class _Sniffer:
             self.on_data(memoryview(first))
 
     def _give_up(self) -> None:
+        self._is_over()
         self._stream.abort()
 
     def on_data(self, data: memoryview) -> None:
         self._first += data
+        if self._timer is None:
+            limit_s = self._proxy.limits.head_time_s
+            self._timer = self._proxy.reactor.call_later(limit_s, self._judge_by_declaration)
         self._judge(sniff(self._first, is_http_declared=self._is_http_declared))
 
     def _judge(self, verdict: Verdict) -> None:
         if verdict is Verdict.MORE:
             return
         proxy = self._proxy
-        proxy.relays.pop(self, None)
+        self._is_over()
         if verdict is Verdict.TCP:
             self._stream.pause()
             proxy.relay(self._stream, self._source, self._first)
@@ -229,13 +243,22 @@ class _Sniffer:
             proxy.serve_http(self._stream, self._source, is_http2=is_http2, first=self._first)
 
     def on_eof(self) -> None:
-        self._proxy.relays.pop(self, None)
         if self._first:
-            self._judge(Verdict.HTTP1 if self._is_http_declared else Verdict.TCP)
+            self._judge_by_declaration()
             return
+        self._is_over()
         self._stream.close()
+
+    def _judge_by_declaration(self) -> None:
+        """There will be no more bytes to judge by, or too late."""
+        self._judge(Verdict.HTTP1 if self._is_http_declared else Verdict.TCP)
+
+    def _is_over(self) -> None:
+        self._proxy.relays.pop(self, None)
+        if self._timer is not None:
+            self._timer.cancel()
 
     def on_drained(self) -> None: ...
 
     def on_lost(self, error: MeshError | None) -> None:  # noqa: ARG002 - nothing was begun
-        self._proxy.relays.pop(self, None)
+        self._is_over()

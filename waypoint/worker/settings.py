@@ -8,6 +8,7 @@ from dataplane.worker.settings import read_settings, write_settings
 from transport.hbone.connection import HboneSettings
 from transport.hbone.pool import PoolSettings
 from transport.http2.codec import CodecKind
+from waypoint.limits import RequestLimits, Underscores
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,14 @@ class WorkerSettings:
     pool_idle_s: float = 3600.0  # mesh hboneIdleTimeout
     client_idle_s: float = 3600.0
 
+    max_target_bytes: int = 16 * 1024
+    max_head_bytes: int = 60 * 1024
+    max_header_count: int = 100
+    max_body_bytes: int = 0
+    head_time_s: float = 30.0
+    underscores: Underscores = "allow"
+    caller_header: str = ""
+
     max_connections: int = 100_000
     max_resident_bytes: int = 0  # 0: no limit
     credential_wait_s: float = 10.0
@@ -61,6 +70,17 @@ class WorkerSettings:
             max_frame_bytes=self.max_frame_bytes,
             max_peer_streams=self.max_peer_streams,
             assumed_peer_streams=self.pool_max_streams,
+        )
+
+    def limits(self) -> RequestLimits:
+        return RequestLimits(
+            max_target_bytes=self.max_target_bytes,
+            max_head_bytes=self.max_head_bytes,
+            max_header_count=self.max_header_count,
+            max_body_bytes=self.max_body_bytes,
+            head_time_s=self.head_time_s,
+            underscores=self.underscores,
+            caller_header=self.caller_header,
         )
 
     def pool(self) -> PoolSettings:

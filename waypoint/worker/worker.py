@@ -124,7 +124,9 @@ class Worker(DataWorker[WorkerSettings]):
             self._decider,
             dialler,
             self._upstreams,
-            settings=ProxySettings(idle_s=settings.client_idle_s, codec=settings.http_codec),
+            settings=ProxySettings(
+                idle_s=settings.client_idle_s, codec=settings.http_codec, limits=settings.limits()
+            ),
             observer=self._telemetry,
         )
         self._memory = MemoryWatch(settings.max_resident_bytes, lambda: reactor.now)
