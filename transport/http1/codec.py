@@ -57,6 +57,13 @@ class Http1Codec(Protocol):
     def receive(self, data: memoryview | bytes | bytearray) -> list[Event]:
         """Take in octets, cut anywhere. Content comes piece by piece; its views live until the next call."""
 
+    @property
+    def is_in_head(self) -> bool:
+        """A message has begun, and its head is not complete."""
+
+    def time_out_head(self) -> list[Event]:
+        """Server: the head takes too long; it is answered with 408, and the connection is over."""
+
     def receive_eof(self) -> list[Event]:
         """The peer will send nothing more: the end of some messages, the failure of others."""
 

