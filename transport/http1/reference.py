@@ -126,6 +126,12 @@ class ReferenceCodec(ReceivingHalf):
 
     def _write_head(self, plan: HeadPlan) -> None:
         encode_head(start_line(plan), plan.fields)  # judges the values; the octets are h11's
+        try:
+            self._write_events(plan)
+        except h11.LocalProtocolError as error:  # an event may refuse its fields, as a value that is blank
+            raise UnwritableHead(f"h11 does not write this: {error}") from error
+
+    def _write_events(self, plan: HeadPlan) -> None:
         first, target = plan.start
         if target:
             self._library = self._new_library()

@@ -20,6 +20,7 @@ from tests.waypoint.worker.attacks import FLOODS, HTTP1_ATTACKS, OPENING, connec
 from tests.waypoint.worker.kit import PATIENCE_S, Routes, RunningProxy, connect, nginx, read_until
 from tests.waypoint.worker.test_hbone import CLIENT, WAYPOINT, Mesh
 from tests.waypoint.worker.test_streaming import BOUND, H2Client, bounded_memory
+from transport.http2 import frames
 from transport.http2.error_codes import ErrorCode
 from waypoint.state.hosts import Endpoint
 from waypoint.worker.plan import Declared
@@ -190,6 +191,6 @@ def test_windows_that_stay_shut_hold_little_and_harm_nobody(proxy: RunningProxy,
         setting = b"\x00\x04" + window.to_bytes(4, "big")
         block = request_block().replace(b"\x01/", b"\x04/big")
         heads = b"".join(attacks.head(stream, block) for stream in range(1, 201, 2))
-        sock.sendall(attacks.frames.PREFACE + attacks.frame(attacks.SETTINGS, 0, 0, setting) + heads)
+        sock.sendall(frames.PREFACE + attacks.frame(attacks.SETTINGS, 0, 0, setting) + heads)
         with neighbours(proxy.port):
             proxy.ask(lambda: None)
