@@ -9,7 +9,7 @@ from config.compile.request_authentication import KeySetText, compile_authentica
 from config.compile.request_authorization import compile_for_waypoints, unsupported_keys
 from config.compile.resource import Resource
 from config.notes import Note, Reason
-from config.objects import AuthorizationPolicy, RateLimitPolicy, RequestAuthentication
+from config.objects import AuthorizationPolicy, PolicyAction, RateLimitPolicy, RequestAuthentication
 from proto.mycelia import attachment_pb2 as pb
 
 AttachedPolicy = AuthorizationPolicy | RequestAuthentication | RateLimitPolicy
@@ -29,6 +29,11 @@ def compile_attached(
 
 def attached_notes(policy: AttachedPolicy) -> Iterator[Note]:
     """What a waypoint cannot judge of it."""
-    if isinstance(policy, AuthorizationPolicy) and (keys := unsupported_keys(policy)):
+    if not isinstance(policy, AuthorizationPolicy):
+        return
+    if policy.action is PolicyAction.CUSTOM:
+        text = f"provider {policy.provider} is not known: whatever a rule holds for is denied"
+        yield Note(policy.meta.ref, Reason.UNSUPPORTED_VALUE, text)
+    if keys := unsupported_keys(policy):
         text = f"{', '.join(keys)}: waypoints know no such thing; an ALLOW rule with it never holds, "
         yield Note(policy.meta.ref, Reason.UNSUPPORTED_VALUE, text + "a DENY rule holds without it")

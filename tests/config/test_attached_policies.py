@@ -157,4 +157,5 @@ def test_dry_run_and_custom_are_told() -> None:
     dry = "annotations: {istio.io/dry-run: 'true'}"
     mesh = Mesh(waypoint(), policy(TO_GATEWAY, custom, name="c"), policy(TO_GATEWAY, name="d", metadata=dry))
     assert sent(mesh)["shop/c"][1].provider == "judge"
+    assert any("shop/c" in note and "provider judge is not known" in note for note in mesh.notes())
     assert sent(mesh)["shop/d"][1].is_dry_run

@@ -50,7 +50,7 @@ _Set = tuple[Test, ...]
 
 
 class Rule:
-    """One rule of a policy. `index` is its place in the manifest."""
+    """One rule of a policy. `index` is its place in the manifest; one that `is_void` never holds."""
 
     __slots__ = (
         "_conditions",
@@ -58,6 +58,7 @@ class Rule:
         "_sources",
         "callers",
         "index",
+        "is_void",
         "namespaces",
         "needs_server_name",
         "paths",
@@ -65,7 +66,15 @@ class Rule:
         "segments",
     )
 
-    def __init__(self, policy: Policy, index: int, message: pb.PolicyRule, *, is_refusing: bool) -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        index: int,
+        message: pb.PolicyRule,
+        *,
+        is_refusing: bool,
+        is_void: bool = False,
+    ) -> None:
         def sets(found: Iterable[pb.ClauseSet]) -> tuple[_Set, ...]:
             return tuple(
                 tuple(clause_test(clause, is_refusing=is_refusing) for clause in each.clauses)
@@ -74,6 +83,7 @@ class Rule:
 
         self.policy = policy
         self.index = index
+        self.is_void = is_void
         self._sources = sets(message.sources)
         self._operations = sets(message.operations)
         self._conditions = tuple(clause_test(each, is_refusing=is_refusing) for each in message.conditions)
@@ -102,6 +112,8 @@ class Rule:
 
     def clause(self, facts: PolicyFacts) -> str:
         """Which parts of the rule hold, or which is the first that does not: `from[1] to[0]`, `no to`."""
+        if self.is_void:
+            return "is about requests, and this is none"
         words = []
         for word, parts in (("from", self._sources), ("to", self._operations)):
             if not parts:
@@ -161,14 +173,22 @@ def parse_authorization(name: str, content: bytes) -> Policy:
     is_refusing = action in (Action.DENY, Action.CUSTOM)
     for index, rule in enumerate(message.rules):
         try:
-            made = Rule(policy, index, rule, is_refusing=is_refusing)
-            policy.rules.append(made)
-            if is_refusing:
-                made = Rule(policy, index, _without_requests(rule), is_refusing=True)
-            policy.stream_rules.append(made)
+            policy.rules.append(Rule(policy, index, rule, is_refusing=is_refusing))
+            policy.stream_rules.append(_stream_rule(policy, index, rule, is_refusing=is_refusing))
         except RoutesRejected as error:
             raise RoutesRejected(f"rules[{index}]: {error.text}") from error
     return policy
+
+
+def _stream_rule(policy: Policy, index: int, rule: pb.PolicyRule, *, is_refusing: bool) -> Rule:
+    """The rule for connections. What allows or audits by something of requests is void as a whole: a
+    connection has no method that could be one of `notMethods`, so to judge it would let it pass.
+    """
+    if is_refusing:
+        return Rule(policy, index, _without_requests(rule), is_refusing=True)
+    clauses = [each for part in (*rule.sources, *rule.operations) for each in part.clauses]
+    is_void = any(is_about_requests(each.key) for each in (*clauses, *rule.conditions))
+    return Rule(policy, index, rule, is_refusing=False, is_void=is_void)
 
 
 def _without_requests(rule: pb.PolicyRule) -> pb.PolicyRule:
@@ -257,6 +277,8 @@ class RuleTable:
 
     def _file(self, entry: _Entry) -> None:
         rule = entry[1]
+        if rule.is_void:
+            return
         if rule.paths or rule.segments:
             for path in rule.paths:
                 self._by_path.setdefault(path, []).append(entry)
@@ -303,6 +325,14 @@ class RuleTable:
             yield found
         if self._others:
             yield self._others
+
+
+def custom_table(
+    policies: Iterable[Policy], *, is_dry_run: bool = False, is_for_streams: bool = False
+) -> RuleTable:
+    """Which CUSTOM policies want their provider asked: those that are enforced, or else those only tried."""
+    found = [each for each in policies if each.action is Action.CUSTOM and each.is_dry_run is is_dry_run]
+    return RuleTable(found, is_for_streams=is_for_streams)
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,6 +42,16 @@ def facts_of(examination: Examination) -> PolicyFacts:
     )
 
 
+def connection_facts(source: Source, server_name: str | None) -> PolicyFacts:
+    """What policies may know of a connection that is no HTTP."""
+    return PolicyFacts(
+        identity=source.identity,
+        source_ip=source.address[0],
+        destination=source.destination,
+        server_name=server_name or "",
+    )
+
+
 class Authorization:
     """Implements CheckSource."""
 
@@ -94,13 +104,7 @@ class _Everything:
         return Answer(403, f"rbac_access_denied_matched_policy[{refusal.matched}]", body=_BODY)
 
     def refuse(self, source: Source, server_name: str | None) -> str:
-        facts = PolicyFacts(
-            identity=source.identity,
-            source_ip=source.address[0],
-            destination=source.destination,
-            server_name=server_name or "",
-        )
-        refusal, _ = self._judge(*self._of_streams, facts)
+        refusal, _ = self._judge(*self._of_streams, connection_facts(source, server_name))
         return "" if refusal is None else refusal.policy
 
     def _judge(

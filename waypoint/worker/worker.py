@@ -30,6 +30,7 @@ from waypoint.state.store import WaypointState
 from waypoint.worker.authentication import Authentication
 from waypoint.worker.authorization import Authorization
 from waypoint.worker.checks import CheckSource
+from waypoint.worker.custom_authorization import CustomAuthorization
 from waypoint.worker.decider import RoutingDecider
 from waypoint.worker.describe import describe_state
 from waypoint.worker.dial import MeshDialler, TcpDialler, TunnelOrigin
@@ -97,6 +98,7 @@ class Worker(DataWorker[WorkerSettings]):
         self._upstreams = Upstreams(reactor, dialler, UpstreamSettings(codec=settings.http_codec))
         self._policy_counts = PolicyCounts()
         self._check_sources: tuple[CheckSource, ...] = (
+            CustomAuthorization(self._state, self._log, self._policy_counts),
             Authentication(self._state, time.time),
             Authorization(self._state, self._log, self._policy_counts),
             RateLimits(

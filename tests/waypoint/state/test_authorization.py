@@ -11,7 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.waypoint.state.policy_builders import RuleText, facts, message, policy
-from waypoint.state.authorization import Authorizer, Policy, first_segment, parse_authorization
+from waypoint.state.authorization import (
+    Authorizer,
+    Policy,
+    custom_table,
+    first_segment,
+    parse_authorization,
+)
 from waypoint.state.errors import RoutesRejected
 from waypoint.state.policy_facts import PolicyFacts
 
@@ -313,6 +319,43 @@ def test_connections_know_no_requests() -> None:
     assert passes(connection, policy(to(methods=["GET"], ports=["81"]), action="DENY"), is_for_streams=True)
     assert passes(connection, policy(when("connection.sni", ["*.com"])), is_for_streams=True)
     assert not passes(connection, policy(when("connection.sni", ["b.com"])), is_for_streams=True)
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        to(notMethods=["POST"]),
+        to(notPaths=["/a"]),
+        to(notHosts=["a"]),
+        {"to": [{"ports": ["80"]}, {"methods": ["GET"]}]},
+        source(notRequestPrincipals=["*"]),
+        when("request.headers[x]", (), ["a"]),
+        when("request.auth.claims[x]", (), ["a"]),
+    ],
+)
+def test_no_absence_of_something_about_requests_allows_a_connection(rule: RuleText) -> None:
+    connection = PolicyFacts(source_ip="10.0.0.1", destination=("10.96.0.1", 80))
+    assert not passes(connection, policy(rule), is_for_streams=True)
+    assert passes(connection, policy(rule, {}), is_for_streams=True)
+    assert Authorizer([policy(rule, action="AUDIT")], is_for_streams=True).audit.all(connection) == []
+    refusal = Authorizer([policy(rule)], is_for_streams=True).judge(connection)
+    assert refusal is not None
+    assert refusal.policy.endswith("rules[0] is about requests, and this is none")
+
+
+def test_custom_policies_are_found_apart_from_the_others() -> None:
+    enforced = policy(to(paths=["/a*"]), action="CUSTOM", name="c", provider="judge")
+    tried = policy({}, action="CUSTOM", name="d", provider="judge", is_dry_run=True)
+    others = [policy({}, action=action, name=action.lower()) for action in ("ALLOW", "DENY", "AUDIT")]
+    table = custom_table([enforced, tried, *others])
+    assert table.first(facts("/b")) is None
+    found = table.first(facts("/ab"))
+    assert found is not None
+    assert (found.policy.name, found.policy.provider) == ("c", "judge")
+    assert [each.name for each in custom_table([enforced, tried], is_dry_run=True).policies] == ["d"]
+    connection = PolicyFacts(source_ip="10.0.0.1", destination=("10.96.0.1", 80))
+    assert custom_table([enforced], is_for_streams=True).first(connection) is not None
+    assert passes(facts("/a"), enforced)  # it is no DENY
 
 
 def test_a_refusal_names_policy_rule_and_clause() -> None:

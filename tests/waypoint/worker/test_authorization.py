@@ -18,6 +18,7 @@ from tests.waypoint.worker.routing_kit import App, Waypoint
 from transport.spiffe import SpiffeId
 from waypoint.state.authorization import AUTHORIZATION_TYPE
 from waypoint.worker.authorization import Authorization
+from waypoint.worker.custom_authorization import CustomAuthorization
 from waypoint.worker.plan import Declared
 from waypoint.worker.policy_counts import PolicyCounts
 
@@ -32,11 +33,10 @@ class Guarded(Waypoint):
     authorization: Authorization
 
     def __init__(self, *resources: Any, **fields: Any) -> None:
-        def sources(state: Any, reactor: Any) -> tuple[Authorization]:
-            self.authorization = Authorization(
-                state, WorkerLog(lambda _: True, lambda: reactor.now), PolicyCounts()
-            )
-            return (self.authorization,)
+        def sources(state: Any, reactor: Any) -> tuple[CustomAuthorization, Authorization]:
+            log, counts = WorkerLog(lambda _: True, lambda: reactor.now), PolicyCounts()
+            self.authorization = Authorization(state, log, counts)
+            return CustomAuthorization(state, log, counts), self.authorization
 
         super().__init__(*resources, check_sources=sources, identity=CART, **fields)
 
@@ -147,3 +147,33 @@ def test_plain_connections_are_judged_too(is_allowed: bool) -> None:
                 assert client.recv(1) == b""
             waypoint.log.until(lambda log: len(log.tcp) == 1)
             assert "AuthorizationPolicy/shop/p rules[0] no from" in waypoint.log.tcp[0].policy
+
+
+def test_a_connection_is_not_allowed_by_the_method_that_it_does_not_have() -> None:
+    allow = message({"to": [{"notMethods": ["POST"]}]}, attachment=ON_WEB)
+    with ScriptedServer() as server:
+        resources = (web_service(), endpoint("a", server.port), allow, routes(protocol=pb.TCP))
+        with Guarded(*resources) as waypoint, connect(waypoint.ports[Declared.TCP]) as client:
+            with contextlib.suppress(ConnectionResetError):
+                assert client.recv(1) == b""
+            waypoint.log.until(lambda log: len(log.tcp) == 1)
+            assert "rules[0] is about requests, and this is none" in waypoint.log.tcp[0].policy
+
+
+def test_custom_policies_refuse_what_nobody_can_be_asked_about() -> None:
+    custom = message(paths("/a*"), action="CUSTOM", name="c", provider="judge", attachment=ON_WEB)
+    tried = message({}, action="CUSTOM", name="d", provider="judge", is_dry_run=True, attachment=ON_WEB)
+    allow = message({}, attachment=ON_WEB)
+    with App() as app, guarded(app, custom, tried, allow) as waypoint:
+        assert waypoint.get("/b")[0] == 200
+        status, _, body = waypoint.get("/ab")
+        assert (status, body) == (403, b"RBAC: access denied")
+        waypoint.log.until(lambda log: len(log.exchanges) == 2)
+        refused = waypoint.log.exchanges[1].outcome
+        assert (refused.details, refused.flag) == ("ext_authz_error", "UAEX")
+        assert refused.policy == "AuthorizationPolicy/shop/c rules[0] to[0]: provider judge is not known here"
+        assert [each.path for each in app.seen] == ["/b"]
+        assert waypoint.counts() == {
+            ("AuthorizationPolicy/shop/c", "denied"): 1,
+            ("AuthorizationPolicy/shop/d", "would_be_denied"): 2,
+        }
