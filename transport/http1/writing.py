@@ -14,6 +14,7 @@ from http import HTTPStatus
 from typing import Final
 
 from transport.http1 import grammar
+from transport.http1.authority import canonical_authority
 from transport.http1.errors import CodecMisuse, UnwritableHead
 from transport.http1.events import Header
 from transport.http1.meaning import CHUNKED, tokens
@@ -120,6 +121,8 @@ def plan_request(headers: Sequence[Header], *, end_stream: bool) -> HeadPlan:
         authority = given.host
     if not authority:
         raise UnwritableHead("a request without :authority cannot be sent over HTTP/1")
+    if canonical_authority(authority) is None:
+        raise UnwritableHead(f":authority cannot be sent over HTTP/1: {authority!r}")
     fields = [(b"host", authority), *given.kept]
     if given.cookies:
         fields.append((b"cookie", b"; ".join(given.cookies)))

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
+from transport.http1.authority import canonical_authority
 from transport.http2.events import Header
 from transport.http_path import PathNormalization, Refusal, normalise
 
@@ -123,8 +124,9 @@ def read_request(
     request = Request(method, scheme, authority, path, query, kept)
     if special is not None:
         _take_special(request, special)
-    if not request.authority:
-        return Refusal("missing_host_header")
+    refusal = _settle_authority(request)
+    if refusal is not None:
+        return refusal
     if not request.request_id:
         request.request_id = new_request_id()
         keep((b"x-request-id", request.request_id))
@@ -135,6 +137,17 @@ def _may_not_be_said(name: bytes) -> bool:
     """Applications behind CGI or WSGI cannot tell `x_envoy_a` from `x-envoy-a`, so neither is passed on."""
     folded = name.replace(b"_", b"-")
     return folded in _DROPPED or folded.startswith(_DROPPED_PREFIX)
+
+
+def _settle_authority(request: Request) -> Refusal | None:
+    """One spelling for routes, policies and the upstream, whichever protocol it came by."""
+    if not request.authority:
+        return Refusal("missing_host_header")
+    canonical = canonical_authority(request.authority)
+    if canonical is None:
+        return Refusal("authority_malformed")
+    request.authority = canonical
+    return None
 
 
 def _take_special(request: Request, special: list[Header]) -> None:

@@ -277,3 +277,12 @@ def test_on_a_declared_port_only_the_version_is_looked_for() -> None:
     assert sniff(b"\x16\x03", is_http_declared=True) is Verdict.HTTP1
     assert sniff(b"PRI * HT", is_http_declared=True) is Verdict.MORE
     assert sniff(PREFACE, is_http_declared=True) is Verdict.HTTP2
+
+
+@pytest.mark.parametrize(
+    ("sent", "seen"), [(b"secret.com.", b"secret.com"), (b"secret.com.:80", b"secret.com:80"), (b":", None)]
+)
+def test_a_host_has_one_spelling_whatever_protocol_it_came_by(sent: bytes, seen: bytes | None) -> None:
+    fields = [(b":method", b"GET"), (b":scheme", b"http"), (b":authority", sent), (b":path", b"/")]
+    found = read_request(fields)
+    assert (found.authority if isinstance(found, Request) else None) == seen
