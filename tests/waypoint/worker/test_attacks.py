@@ -1,7 +1,6 @@
 """Floods at a real waypoint, at both places where it reads HTTP/2, and over HTTP/1 (authz-cases 11).
 
-Each attacker is cut off with the code that says why, and neighbours go on. Nothing is said of time here: what
-an attack costs is measured by `python -m loadtests.attacks`.
+Each attacker is cut off with the code that says why, and neighbours go on. Nothing is said of time here.
 """
 
 from __future__ import annotations
