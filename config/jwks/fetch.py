@@ -40,6 +40,9 @@ class Fetcher:
                 return await self._follow(uri)
         except trio.TooSlowError:
             raise FetchFailed(f"{uri}: no answer within {timeout_s:g} s") from None
+        except (ValueError, h11.LocalProtocolError) as error:
+            # A host or target that cannot be written, here or where a redirect leads.
+            raise FetchFailed(f"{uri}: it, or where it leads, cannot be called: {error}") from error
 
     async def _follow(self, uri: str) -> bytes:
         begun = urlsplit(uri).scheme

@@ -203,6 +203,10 @@ async def test_a_document_is_fetched_over_redirects() -> None:
         (302, {"location": "http://[::ffff:169.254.169.254]/latest"}, b"", "must not be called"),
         (302, {"location": "file:///etc/passwd"}, b"", "is not followed"),
         (302, {"location": "gopher://x"}, b"", "is not followed"),
+        (302, {"location": "/a b"}, b"", "cannot be called"),
+        (302, {"location": "/\xe9"}, b"", "cannot be called"),
+        (302, {"location": "http://[::1"}, b"", "cannot be called"),
+        (302, {"location": "http://a..b/"}, b"", "cannot be called"),
         (200, {}, b"x" * (MAX_BYTES + 1), "more than"),
     ],
 )
@@ -222,6 +226,8 @@ async def test_what_is_not_fetched(status: int, headers: dict[str, str], body: b
         ("http://no-such-host.invalid/", "cannot be resolved"),
         ("http://127.0.0.1:1/", "port 1"),
         ("http://127.0.0.1:99999/", "the port is none"),
+        ("http://a..b/", "cannot be called"),
+        (f"http://{'a' * 70}/", "cannot be called"),
     ],
 )
 async def test_where_nobody_is_called(uri: str, complaint: str) -> None:

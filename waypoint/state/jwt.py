@@ -100,6 +100,8 @@ def _json(piece: bytes) -> dict[str, Any] | None:
         return None
     try:
         found = json.loads(raw.decode("utf-8"), object_pairs_hook=_once, parse_constant=_refuse_constant)
+        if b"\\u" in raw:  # half a surrogate pair is no text: whoever encodes it later would fail
+            json.dumps(found, ensure_ascii=False).encode()
     except (ValueError, RecursionError, _Unfit):
         return None
     return found if isinstance(found, dict) and _is_shallow(found, _MAX_DEPTH) else None
@@ -161,7 +163,10 @@ def lifetime(claims: Mapping[str, Any]) -> Lifetime | None:
         value = claims.get(name, absent)
         if isinstance(value, bool) or not isinstance(value, int | float):
             return None
-        found.append(float(value))
+        try:
+            found.append(float(value))
+        except OverflowError:  # JSON's integers have no bound
+            return None
     return Lifetime(found[0] - CLOCK_SKEW_S, found[1] + CLOCK_SKEW_S)
 
 

@@ -75,6 +75,10 @@ def test_every_algorithm_verifies_and_a_changed_bit_does_not(algorithm: str) -> 
         ({"exp": "soon"}, jwt.BAD_TIME),
         ({"exp": True}, jwt.BAD_TIME),
         ({"nbf": None}, jwt.BAD_TIME),
+        ({"exp": 10**400}, jwt.BAD_TIME),
+        ({"nbf": -(10**400)}, jwt.BAD_TIME),
+        ({"name": "\ud800"}, jwt.BAD_PAYLOAD),
+        ({"name": "\U0001f600"}, None),
         ({"exp": 1e400}, jwt.BAD_PAYLOAD),
         ({"iss": "https://other"}, jwt.UNKNOWN_ISSUER),
         ({"iss": 7}, jwt.UNKNOWN_ISSUER),
@@ -162,6 +166,10 @@ ATTACKS = {
     "very deeply nested": token("[" * 5000 + "]" * 5000),
     "huge": token({"fill": "x" * 20_000}),
     "another's key": token(serial=1),
+    "an endless time without a real signature": ".".join(
+        (HEAD, b64(json.dumps({"iss": ISSUER, "exp": 10**400}).encode()), SIGNATURE)
+    ),
+    "half a surrogate pair in kid": token(header='{"alg":"RS256","kid":"\\ud800"}'),
 }
 
 
