@@ -27,6 +27,11 @@ HTTP_LABEL_NAMES: Final = (
     "grpc_response_status",
     *LABEL_NAMES[_PROTOCOL_INDEX + 1 : -_LOCALITIES],
 )
+# Of messages within calls that may still be open: neither a status nor flags.
+MESSAGE_LABEL_NAMES: Final = (
+    *LABEL_NAMES[: _PROTOCOL_INDEX + 1],
+    *LABEL_NAMES[RESPONSE_FLAGS_INDEX + 1 : -_LOCALITIES],
+)
 # Upper bounds of every histogram's buckets, milliseconds or octets; the last bucket has none.
 BOUNDS: Final = (
     *(0.5, 1.0, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1000.0, 2500.0, 5000.0, 10_000.0, 30_000.0),
@@ -73,6 +78,22 @@ def tcp_labels(
     """In the order of `LABEL_NAMES`."""
     peer = labels_of(source) if source is not None else NOBODY
     return _common(peer, principal, service, destination)
+
+
+def message_labels(
+    source: Workload | None,
+    principal: SpiffeId | None,
+    service: Service | None,
+    destination: Workload | None,
+) -> tuple[str, ...]:
+    """In the order of `MESSAGE_LABEL_NAMES`."""
+    peer = labels_of(source) if source is not None else NOBODY
+    common = _common(peer, principal, service, destination)
+    return (
+        *common[:_PROTOCOL_INDEX],
+        "grpc",
+        *common[RESPONSE_FLAGS_INDEX + 1 : -_LOCALITIES],
+    )
 
 
 def _common(

@@ -104,6 +104,8 @@ class Attempt:
         exchange = self._exchange
         pipe = exchange.response_pipe
         assert pipe is not None
+        if exchange.messages is not None:
+            exchange.messages.responses.feed(data)
         pipe.push(data, flow_bytes, end=end_stream)
         if end_stream or exchange.is_upgraded:
             exchange.check_end()

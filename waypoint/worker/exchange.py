@@ -25,6 +25,7 @@ from waypoint.worker.body_pipe import BodyPipe
 from waypoint.worker.checks import Check
 from waypoint.worker.examination import Examination
 from waypoint.worker.failures import Cause, Failure, answer_to, flag_of
+from waypoint.worker.grpc_messages import CallMessages
 from waypoint.worker.headers import (
     Request,
     add_forwarded_proto,
@@ -73,6 +74,7 @@ class Exchange:
         "attempt",
         "examination",
         "is_upgraded",
+        "messages",
         "outcome",
         "plan",
         "proxy",
@@ -93,6 +95,7 @@ class Exchange:
         self.plan: Plan | None = None
         self.attempt: Attempt | None = None
         self.examination: Examination | None = None  # only where something protects the port
+        self.messages: CallMessages | None = None  # of gRPC only
         self.outcome = Outcome()
         self.is_upgraded = False
         self._tried: list[Endpoint] = []
@@ -130,6 +133,8 @@ class Exchange:
             self.respond(answers.normalisation_refused(request.reason, request.status))
             return
         self.request = request
+        if request.is_grpc:
+            self.messages = proxy.observer.on_call(self)
         self._is_bodiless = request.method == b"HEAD"
         add_forwarded_proto(request)
         limits = proxy.limits
@@ -389,6 +394,8 @@ class Exchange:
         if self._shadows is not None:
             for shadow in self._shadows:
                 shadow.push(data, end=end_stream)
+        if self.messages is not None:
+            self.messages.requests.feed(data)
         self.request_pipe.push(data, flow_bytes, end=end_stream)
         limit = self.proxy.limits.max_body_bytes
         if limit and self.request_pipe.body_bytes > limit and not self.is_upgraded:

@@ -24,6 +24,7 @@ from waypoint.worker.byte_stream import ByteStream
 from waypoint.worker.dial import Dialler
 from waypoint.worker.exchange import Exchange
 from waypoint.worker.failures import Cause, Failure
+from waypoint.worker.grpc_messages import CallMessages
 from waypoint.worker.http1_connection import Http1Connection
 from waypoint.worker.http2_connection import SETTINGS, Http2Connection
 from waypoint.worker.http_connection import HttpConnection
@@ -51,6 +52,9 @@ class ProxySettings:
 class Observer(Protocol):
     """Who counts and logs."""
 
+    def on_call(self, exchange: Exchange) -> CallMessages | None:
+        """A gRPC call has begun: what counts its messages, if anybody wants to know."""
+
     def on_exchange(self, exchange: Exchange, source: Source) -> None:
         """An exchange is over: see its `request` and `outcome`."""
 
@@ -63,6 +67,8 @@ class Observer(Protocol):
 
 class Nobody:
     """An observer that looks away."""
+
+    def on_call(self, exchange: Exchange) -> CallMessages | None: ...
 
     def on_exchange(self, exchange: Exchange, source: Source) -> None: ...
 

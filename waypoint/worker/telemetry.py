@@ -18,15 +18,27 @@ from dataplane.state.model import Workload, socket_text
 from dataplane.worker.counters import TrafficTable
 from dataplane.worker.records import RecordQueue, joined
 from proto.mycelia import worker_pb2 as pb
-from waypoint.state.http_labels import BOUNDS, HTTP_LABEL_NAMES, HttpFacts, http_labels, tcp_labels
+from transport.reactor import Reactor, Timer
+from waypoint.state.http_labels import (
+    BOUNDS,
+    HTTP_LABEL_NAMES,
+    MESSAGE_LABEL_NAMES,
+    HttpFacts,
+    http_labels,
+    message_labels,
+    tcp_labels,
+)
 from waypoint.state.store import WaypointState
 from waypoint.worker.exchange import Exchange
+from waypoint.worker.grpc_messages import CallMessages
 from waypoint.worker.plan import Outcome, Source, TcpOutcome
 
 _MAX_SERIES: Final = 20_000
 _MAX_KEYS: Final = 50_000
 _PER_PART: Final = 200
 _OVERFLOW: Final = (UNKNOWN,) * len(HTTP_LABEL_NAMES)
+_MESSAGES_OVERFLOW: Final = (UNKNOWN,) * len(MESSAGE_LABEL_NAMES)
+_FLUSH_S: Final = 5.0  # of the messages of calls that are still open
 
 
 class HttpSeries:
@@ -68,9 +80,13 @@ class HttpSeries:
 class Telemetry:
     """Implements Observer. `records` takes the access log's records, where it is on."""
 
-    def __init__(self, state: WaypointState, records: RecordQueue) -> None:
+    def __init__(self, state: WaypointState, records: RecordQueue, reactor: Reactor) -> None:
         self._state = state
         self._records = records
+        self._calls: dict[Exchange, CallMessages] = {}  # open ones
+        self._messages: dict[tuple[str, ...], list[int]] = {}  # labels -> requests, responses
+        self._reactor = reactor
+        self._flush_timer: Timer | None = None
         self._series: dict[tuple[str, ...], HttpSeries] = {}
         self._by_key: dict[tuple[object, ...], HttpSeries] = {}
         self._generation = state.generation
@@ -79,8 +95,41 @@ class Telemetry:
 
     # Observer
 
+    def on_call(self, exchange: Exchange) -> CallMessages:
+        messages = self._calls[exchange] = CallMessages()
+        if self._flush_timer is None:
+            self._flush_timer = self._reactor.call_later(_FLUSH_S, self._flush_calls)
+        return messages
+
+    def _flush_calls(self) -> None:
+        self._flush_timer = None
+        for exchange, messages in self._calls.items():
+            self._count_messages(exchange, messages)
+        if self._calls:
+            self._flush_timer = self._reactor.call_later(_FLUSH_S, self._flush_calls)
+
+    def _count_messages(self, exchange: Exchange, messages: CallMessages) -> None:
+        """Under the labels that a call has from its beginning to its end: no status, no flags."""
+        requests, responses = messages.take()
+        if not requests and not responses:
+            return
+        source, outcome, state = exchange.source, exchange.outcome, self._state
+        workload = outcome.workload  # known at the end only; before it, whoever has the address
+        if workload is None and outcome.upstream is not None:
+            workload = state.mesh.workload_by_ip(state.place.network, outcome.upstream.address[0])
+        service = outcome.service or state.served_service(source.destination[0])
+        labels = message_labels(self._source_of(source), source.identity, service, workload)
+        if labels not in self._messages and len(self._messages) >= _MAX_SERIES:
+            labels = _MESSAGES_OVERFLOW
+        counts = self._messages.setdefault(labels, [0, 0])
+        counts[0] += requests
+        counts[1] += responses
+
     def on_exchange(self, exchange: Exchange, source: Source) -> None:
         outcome, request = exchange.outcome, exchange.request
+        messages = self._calls.pop(exchange, None)
+        if messages is not None:
+            self._count_messages(exchange, messages)
         if self._generation != self._state.generation or len(self._by_key) > _MAX_KEYS:
             self._generation = self._state.generation
             self._by_key.clear()
@@ -137,6 +186,14 @@ class Telemetry:
         for start in range(0, len(series), _PER_PART):
             part = pb.Stats(id=request_id, has_more=True)
             part.http.extend(each.message() for each in series[start : start + _PER_PART])
+            yield pb.ToControl(stats=part)
+        for exchange, call in self._calls.items():
+            self._count_messages(exchange, call)
+        messages = list(self._messages.items())
+        for start in range(0, len(messages), _PER_PART):
+            part = pb.Stats(id=request_id, has_more=True)
+            for labels, (requests, responses) in messages[start : start + _PER_PART]:
+                part.messages.add(labels=labels, requests=requests, responses=responses)
             yield pb.ToControl(stats=part)
         yield from self.tcp.parts(request_id, other)
 

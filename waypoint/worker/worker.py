@@ -120,7 +120,7 @@ class Worker(DataWorker[WorkerSettings]):
             limit=settings.max_queued_flows,
             is_on=settings.is_access_log_on,
         )
-        self._telemetry = Telemetry(self._state, self._records)
+        self._telemetry = Telemetry(self._state, self._records, reactor)
         self._proxy = Proxy(
             reactor,
             self._decider,

@@ -26,6 +26,7 @@ from waypoint.worker.answers import NO_ROUTE, Answer
 from waypoint.worker.checks import Check
 from waypoint.worker.dial import Dialler, TcpDialler
 from waypoint.worker.exchange import Exchange
+from waypoint.worker.grpc_messages import CallMessages
 from waypoint.worker.headers import Request
 from waypoint.worker.plan import (
     Decider,
@@ -93,6 +94,9 @@ class Log:
         self.rejected: list[tuple[int, str]] = []
         self.tcp: list[TcpOutcome] = []
         self._changed = threading.Condition()
+
+    def on_call(self, exchange: Exchange) -> CallMessages:
+        return CallMessages()
 
     def on_exchange(self, exchange: Exchange, source: Source) -> None:
         with self._changed:
