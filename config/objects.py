@@ -32,6 +32,7 @@ class Kind(enum.Enum):
     PEER_AUTHENTICATION = "PeerAuthentication"
     REQUEST_AUTHENTICATION = "RequestAuthentication"
     RATE_LIMIT_POLICY = "RateLimitPolicy"
+    FILTER_POLICY = "FilterPolicy"
     GATEWAY = "Gateway"
     GATEWAY_CLASS = "GatewayClass"
     HTTP_ROUTE = "HTTPRoute"
@@ -357,6 +358,22 @@ class RateLimitPolicy:
     tells: bool = True
 
 
+@dataclass(frozen=True, slots=True)
+class FilterPolicy:
+    """`config` is a JSON object as text; sizes in bytes."""
+
+    meta: Meta
+    targets: tuple[TargetRef, ...] = ()
+    source: str = ""
+    config: str = "{}"
+    in_worker: bool = False
+    deadline_ms: int = 0
+    fails_open: bool = False
+    whole_body_bytes: int = 0
+    memory_bytes: int = 0
+    order: int = 0
+
+
 class MtlsMode(enum.Enum):
     UNSET = "UNSET"
     DISABLE = "DISABLE"
@@ -525,6 +542,7 @@ MeshObject = (
     | PeerAuthentication
     | RequestAuthentication
     | RateLimitPolicy
+    | FilterPolicy
     | Gateway
     | GatewayClass
     | HttpRoute

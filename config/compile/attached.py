@@ -4,15 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from config.compile.filters import compile_filter
 from config.compile.rate_limits import compile_rate_limits
 from config.compile.request_authentication import KeySetText, compile_authentication
 from config.compile.request_authorization import compile_for_waypoints, unsupported_keys
 from config.compile.resource import Resource
 from config.notes import Note, Reason
-from config.objects import AuthorizationPolicy, PolicyAction, RateLimitPolicy, RequestAuthentication
+from config.objects import (
+    AuthorizationPolicy,
+    FilterPolicy,
+    PolicyAction,
+    RateLimitPolicy,
+    RequestAuthentication,
+)
 from proto.mycelia import attachment_pb2 as pb
 
-AttachedPolicy = AuthorizationPolicy | RequestAuthentication | RateLimitPolicy
+AttachedPolicy = AuthorizationPolicy | RequestAuthentication | RateLimitPolicy | FilterPolicy
 
 
 def compile_attached(
@@ -25,6 +32,8 @@ def compile_attached(
             return compile_authentication(policy, attachment, waypoints, key_set)
         case RateLimitPolicy():
             return compile_rate_limits(policy, attachment, waypoints)
+        case FilterPolicy():
+            return compile_filter(policy, attachment, waypoints)
 
 
 def attached_notes(policy: AttachedPolicy) -> Iterator[Note]:

@@ -16,10 +16,11 @@ AUTHORIZATION: Final = TypeUrl("type.googleapis.com/istio.security.Authorization
 SERVICE_ROUTES: Final = TypeUrl("type.googleapis.com/mycelia.waypoint.ServiceRoutes")
 DESTINATION: Final = TypeUrl("type.googleapis.com/mycelia.waypoint.Destination")
 AUTHENTICATION: Final = TypeUrl("type.googleapis.com/mycelia.waypoint.RequestAuthentication")
+FILTER: Final = TypeUrl("type.googleapis.com/mycelia.waypoint.FilterPolicy")
 RATE_LIMIT: Final = TypeUrl("type.googleapis.com/mycelia.waypoint.RateLimitPolicy")
 REQUEST_AUTHORIZATION: Final = TypeUrl("type.googleapis.com/mycelia.waypoint.AuthorizationPolicy")
 # What protects or observes at waypoints: a type for each kind of policy, in the order of telling.
-PROTECTION_TYPES: Final = (AUTHENTICATION, REQUEST_AUTHORIZATION, RATE_LIMIT)
+PROTECTION_TYPES: Final = (AUTHENTICATION, REQUEST_AUTHORIZATION, RATE_LIMIT, FILTER)
 # Sent to the waypoints that a resource names, not to everybody. Routes last: what they lead to and what
 # protects them is known before.
 WAYPOINT_TYPES: Final = (DESTINATION, *PROTECTION_TYPES, SERVICE_ROUTES)

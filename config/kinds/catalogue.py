@@ -20,6 +20,7 @@ from config.kinds.backend_policies import BackendTLSPolicy, XBackendTrafficPolic
 from config.kinds.core import Namespace, Node, ServiceAccount
 from config.kinds.destination_rule import DestinationRule
 from config.kinds.endpoint_slice import EndpointSlice
+from config.kinds.filter_policy import FilterPolicy
 from config.kinds.gateway import Gateway, GatewayClass
 from config.kinds.grpc_route import GRPCRoute
 from config.kinds.http_route import HTTPRoute
@@ -49,6 +50,7 @@ ReadManifest = (
     | PeerAuthentication
     | RequestAuthentication
     | RateLimitPolicy
+    | FilterPolicy
     | Gateway
     | GatewayClass
     | HTTPRoute
@@ -94,6 +96,7 @@ _CATALOGUE: Final[Mapping[str, _Entry]] = {
         _Entry(PeerAuthentication, "security.istio.io", ("v1", "v1beta1")),
         _Entry(RequestAuthentication, "security.istio.io", ("v1", "v1beta1")),
         _Entry(RateLimitPolicy, "mycelia.io", ("v1alpha1",)),
+        _Entry(FilterPolicy, "mycelia.io", ("v1alpha1",)),
         _Entry(Gateway, _GATEWAY, ("v1", "v1beta1", "v1alpha2", "v1alpha3")),
         _Entry(GatewayClass, _GATEWAY, ("v1", "v1beta1", "v1alpha2")),
         _Entry(HTTPRoute, _GATEWAY, ("v1", "v1beta1", "v1alpha2")),

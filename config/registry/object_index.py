@@ -295,7 +295,7 @@ class ObjectIndex:
                 self._replace_slice(ref, old, new, dirt)
             case Kind.AUTHORIZATION_POLICY.value:
                 self._replace_policy(ref, old, new, dirt)
-            case Kind.REQUEST_AUTHENTICATION.value | Kind.RATE_LIMIT_POLICY.value:
+            case Kind.REQUEST_AUTHENTICATION.value | Kind.RATE_LIMIT_POLICY.value | Kind.FILTER_POLICY.value:
                 self._file(ref, new)
                 dirt.policies.add(ref)
             case Kind.PEER_AUTHENTICATION.value:

@@ -111,6 +111,15 @@ POLICY_MATCHES = Description(
     "Requests and connections that a policy denied, audited, or would deny if it were no dry run",
     ("policy", "effect"),
 )
+FILTER_REQUESTS = Description(
+    "mycelia_waypoint_filter_requests",
+    Kind.COUNTER,
+    "Requests by filter and what became of them there",
+    ("filter", "result"),
+)
+FILTER_SECONDS = Description(
+    "mycelia_waypoint_filter_seconds", Kind.COUNTER, "Time until a filter let a request pass", ("filter",)
+)
 POOL_CONNECTIONS = Description(
     "mycelia_worker_pool_connections", Kind.GAUGE, "Open outbound HBONE connections in pools"
 )
@@ -122,6 +131,7 @@ _NAMED = {
         *(SOCKETS_OPEN, ON_DEMAND_DNS, POLICY_CLOSED, WORKER_WORKLOADS, POOL_CONNECTIONS),
         *(CLIENT_CONNECTIONS, UPSTREAM_CONNECTIONS),
         *(REJECTED_REQUESTS, REFUSED_TUNNELS, FAILED_HANDSHAKES, POLICY_MATCHES),
+        *(FILTER_REQUESTS, FILTER_SECONDS),
     )
 }
 

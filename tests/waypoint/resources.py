@@ -9,12 +9,13 @@ from google.protobuf.duration_pb2 import Duration
 
 from dataplane.state.model import ADDRESS_TYPE
 from proto.istio import workload_pb2 as mesh_pb
-from proto.mycelia import authentication_pb2, authorization_l7_pb2, rate_limit_pb2
+from proto.mycelia import authentication_pb2, authorization_l7_pb2, filter_pb2, rate_limit_pb2
 from proto.mycelia import waypoint_pb2 as pb
 from tests.dataplane.state.builders import address, service, workload
 from waypoint.state.authentication import AUTHENTICATION_TYPE
 from waypoint.state.authorization import AUTHORIZATION_TYPE
 from waypoint.state.destinations import DESTINATION_TYPE
+from waypoint.state.filters import FILTER_TYPE
 from waypoint.state.place import Place
 from waypoint.state.rate_limits import RATE_LIMIT_TYPE
 from waypoint.state.routes import ROUTES_TYPE
@@ -79,6 +80,7 @@ Resource = (
     | authorization_l7_pb2.AuthorizationPolicy
     | authentication_pb2.RequestAuthentication
     | rate_limit_pb2.RateLimitPolicy
+    | filter_pb2.FilterPolicy
 )
 
 
@@ -102,6 +104,9 @@ def put(state: WaypointState, *resources: Resource) -> dict[str, str]:
             case rate_limit_pb2.RateLimitPolicy():
                 name = f"{each.namespace}/{each.name}"
                 refused |= state.apply(RATE_LIMIT_TYPE, [(name, each.SerializeToString())], ())
+            case filter_pb2.FilterPolicy():
+                name = f"{each.namespace}/{each.name}"
+                refused |= state.apply(FILTER_TYPE, [(name, each.SerializeToString())], ())
             case _:
                 refused |= state.apply(ADDRESS_TYPE, [address(each)], ())
     return refused

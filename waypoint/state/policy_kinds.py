@@ -12,6 +12,7 @@ from typing import Final
 
 from waypoint.state.authentication import AUTHENTICATION_TYPE, parse_authentication
 from waypoint.state.authorization import AUTHORIZATION_TYPE, parse_authorization
+from waypoint.state.filters import FILTER_TYPE, parse_filter
 from waypoint.state.policies import Parse
 from waypoint.state.rate_limits import RATE_LIMIT_TYPE, parse_rate_limits
 
@@ -20,5 +21,6 @@ POLICY_KINDS: Final[Mapping[str, Parse]] = MappingProxyType(
         AUTHENTICATION_TYPE: parse_authentication,
         AUTHORIZATION_TYPE: parse_authorization,
         RATE_LIMIT_TYPE: parse_rate_limits,
+        FILTER_TYPE: parse_filter,
     }
 )

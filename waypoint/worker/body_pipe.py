@@ -137,6 +137,12 @@ class BodyPipe:
                 break
         return bytes(found)
 
+    def take_held(self) -> list[memoryview]:
+        """All that is held, which this pipe forgets; no credit was given for it."""
+        held, self._held = self._held, None
+        self.held_bytes = 0
+        return list(held or ())
+
     def credit_held(self) -> None:
         """Let the source send more although nothing was passed on: for whoever needs to see so much."""
         credited = self._source if isinstance(self._source, _Credited) else _Credited(self._source, 0)

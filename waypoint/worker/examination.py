@@ -17,6 +17,7 @@ from waypoint.worker.plan import Matched, Outcome, Source
 
 if TYPE_CHECKING:
     from waypoint.worker.exchange import Exchange
+    from waypoint.worker.filters.stage import Stage
     from waypoint.worker.ways import ServedPort
 
 _CONTINUE: list[Header] = [(b":status", b"100")]
@@ -39,6 +40,7 @@ class Examination:
         "_awaited_bytes",
         "_checks",
         "_early",
+        "_ends",
         "_exchange",
         "_hooks",
         "_index",
@@ -48,6 +50,7 @@ class Examination:
         "credentials_all",
         "matched",
         "must_rematch",
+        "stages",
     )
 
     def __init__(self, exchange: Exchange, checks: Sequence[Check], matched: Matched) -> None:
@@ -63,6 +66,8 @@ class Examination:
         self.credentials: dict[str, Any] | None = None
         self.credentials_all: list[dict[str, Any]] = []
         self.must_rematch = False
+        self.stages: tuple[Stage, ...] = ()
+        self._ends: list[Callable[[], None]] | None = None
 
     # What a check may use
 
@@ -102,6 +107,18 @@ class Examination:
         if self._hooks is None:
             self._hooks = []
         self._hooks.append(hook)
+
+    def add_end_hook(self, hook: Callable[[], None]) -> None:
+        """Let `hook` know when the exchange is over, whatever its end."""
+        if self._ends is None:
+            self._ends = []
+        self._ends.append(hook)
+
+    def add_stage(self, stage: Stage) -> None:
+        """A filter that may see more of this exchange: the request's body now, the response later."""
+        self.stages = (*self.stages, stage)
+        if stage.has("on_request_body"):
+            self._exchange.filter_request_body(stage)
 
     def hold_body(self, limit_bytes: int, callback: Callable[[bytes, bool], None]) -> None:
         """Call back with the body's first `limit_bytes`, or all of it, and whether it is all.
@@ -173,8 +190,15 @@ class Examination:
         for hook in self._hooks or ():
             hook(status, headers)
 
+    def end(self) -> None:
+        """The exchange is over."""
+        self.cancel()
+        ends, self._ends = self._ends, None
+        for hook in ends or ():
+            hook()
+
     def cancel(self) -> None:
-        """The exchange is over. Idempotent."""
+        """No check's result is wanted any more. Idempotent."""
         self._on_body_held = None
         pending, self._pending = self._pending, None
         if pending is not None:

@@ -25,6 +25,9 @@ from waypoint.worker.body_pipe import BodyPipe
 from waypoint.worker.checks import Check
 from waypoint.worker.examination import Examination
 from waypoint.worker.failures import Cause, Failure, answer_to, flag_of
+from waypoint.worker.filters.filtered_pipe import FilteredPipe
+from waypoint.worker.filters.host import Fault
+from waypoint.worker.filters.stage import Stage
 from waypoint.worker.grpc_messages import CallMessages
 from waypoint.worker.headers import (
     Request,
@@ -36,6 +39,7 @@ from waypoint.worker.headers import (
 )
 from waypoint.worker.http_connection import HttpConnection
 from waypoint.worker.plan import Matched, Outcome, Plan, Source
+from waypoint.worker.response_gate import ResponseGate
 from waypoint.worker.shadow import MAX_SHADOWS, Shadow
 
 if TYPE_CHECKING:
@@ -61,6 +65,7 @@ class Exchange:
         "_began",
         "_delay_timer",
         "_downstream",
+        "_gate",
         "_has_response_begun",
         "_idle_timer",
         "_is_bodiless",
@@ -108,6 +113,7 @@ class Exchange:
         self._delay_timer: Timer | None = None
         self._seen_bytes = 0
         self._shadows: list[Shadow] | None = None
+        self._gate: ResponseGate | None = None
 
     @property
     def source(self) -> Source:
@@ -250,6 +256,9 @@ class Exchange:
             return
         self.attempt = None
         self.outcome.failure_text = failure.text
+        if self._gate is not None and not self._has_response_begun:
+            self.respond(answer_to(failure))
+            return
         if self._has_response_begun:
             self._break_off(
                 flag_of(failure), f"upstream_reset_after_response_started{{{failure.cause.value}}}"
@@ -289,7 +298,7 @@ class Exchange:
         """A final response's headers, or a 101."""
         plan = self.plan
         assert plan is not None
-        if self._has_response_begun:
+        if self._has_response_begun or self._gate is not None:
             return
         pipe = self.request_pipe
         if status != 101:
@@ -312,9 +321,27 @@ class Exchange:
             plan.on_response(status, headers)
             if self.examination is not None:
                 self.examination.change_response(status, headers)
-        outcome.response_header_bytes = octets_of(headers)
         if end_stream and self.request.is_grpc:
             outcome.grpc_status = attempt.grpc_status
+        if self.examination is not None and self.examination.stages and not is_upgrade:
+            gate = self._gate = ResponseGate(
+                self, self.examination.stages, attempt, (status, headers, end_stream)
+            )
+            self.response_pipe = gate.pipe
+            gate.begin()
+            return
+        upstream = attempt.connection
+        assert upstream is not None
+        response = self.response_pipe = BodyPipe(upstream, attempt.stream_id)
+        response.is_all_received = end_stream
+        self.is_upgraded = is_upgrade
+        self.send_head(attempt, headers, end_stream)
+
+    def send_head(self, attempt: Attempt, headers: list[Header], end_stream: bool) -> None:
+        """The response's headers leave; its body goes through `response_pipe`."""
+        response, upstream = self.response_pipe, attempt.connection
+        assert response is not None
+        self.outcome.response_header_bytes = octets_of(headers)
         self._has_response_begun = True
         downstream, stream_id = self._downstream, self._stream_id
         try:
@@ -324,18 +351,37 @@ class Exchange:
             self._has_response_begun = False
             self.respond(answers.UNWRITABLE_RESPONSE)
             return
-        upstream = attempt.connection
-        assert upstream is not None
-        response = self.response_pipe = BodyPipe(upstream, attempt.stream_id)
-        response.is_all_received = end_stream
         response.connect(downstream, stream_id, is_ended=end_stream)
-        if is_upgrade:
-            self.is_upgraded = True
-            upstream.is_upgraded = True  # type: ignore[attr-defined]  # 101 exists in HTTP/1.1 only
+        if self.is_upgraded:
+            upstream.is_upgraded = True  # type: ignore[union-attr]  # 101 exists in HTTP/1.1 only
             self._stop(self._timer)
-            pipe.pump()
+            self.request_pipe.pump()
         if end_stream:
             self.check_end()
+
+    def filter_request_body(self, stage: Stage) -> None:
+        """The request's body goes through a filter too; nothing of it was sent yet."""
+        before = self.request_pipe
+        if before.is_empty:
+            return  # there is none
+        if isinstance(before, FilteredPipe):
+            before.add(stage)
+            return
+        pipe = FilteredPipe(self._downstream, self._stream_id, [stage], "on_request_body", self.check_end)
+        pipe.on_fault = self._on_request_fault
+        self.request.headers = [line for line in self.request.headers if line[0] != b"content-length"]
+        self.request_pipe = pipe
+        for piece in before.take_held():
+            pipe.push(piece, len(piece), end=False)
+        if before.trailers is not None:
+            pipe.push_trailers(before.trailers)
+        elif before.is_all_received:
+            pipe.push(memoryview(b""), 0, end=True)
+
+    def _on_request_fault(self, fault: Fault) -> None:
+        self.outcome.policy = f"filter {fault.trouble.value}: {fault.text}"
+        details = f"filter_failed{{{fault.trouble.value}}}"
+        self.respond(Answer(503, details, body=b"the request cannot be examined"))
 
     def on_response_trailers(self, headers: list[Header]) -> None:
         if self.request.is_grpc:
@@ -357,6 +403,8 @@ class Exchange:
         attempt, self.attempt = self.attempt, None
         if attempt is not None:
             attempt.cancel()
+        if self._gate is not None:
+            self._gate.cancel()
         self._has_response_begun = True
         downstream, stream_id = self._downstream, self._stream_id
         head, body = answer.head(is_grpc=self.request.is_grpc, is_bodiless=self._is_bodiless)
@@ -501,8 +549,10 @@ class Exchange:
     def _finish(self) -> None:
         self._is_over = True
         self.request_pipe.settle()
+        if self._gate is not None:
+            self._gate.cancel()
         if self.examination is not None:
-            self.examination.cancel()
+            self.examination.end()
         if self._timer is not None:
             self._timer.cancel()
         if self._idle_timer is not None:

@@ -34,6 +34,7 @@ from waypoint.worker.custom_authorization import CustomAuthorization
 from waypoint.worker.decider import RoutingDecider
 from waypoint.worker.describe import describe_state
 from waypoint.worker.dial import MeshDialler, TcpDialler, TunnelOrigin
+from waypoint.worker.filters.source import Filters
 from waypoint.worker.ingress import HboneIngress
 from waypoint.worker.memory import MemoryWatch
 from waypoint.worker.policy_counts import PolicyCounts
@@ -97,6 +98,7 @@ class Worker(DataWorker[WorkerSettings]):
         dialler = ResolvingDialler(mesh_dialler, Resolver(reactor), random.random)
         self._upstreams = Upstreams(reactor, dialler, UpstreamSettings(codec=settings.http_codec))
         self._policy_counts = PolicyCounts()
+        self._filters = Filters(self._state, reactor, self._log)
         self._check_sources: tuple[CheckSource, ...] = (
             CustomAuthorization(self._state, self._log, self._policy_counts),
             Authentication(self._state, time.time),
@@ -104,6 +106,7 @@ class Worker(DataWorker[WorkerSettings]):
             RateLimits(
                 self._state, lambda: reactor.now, self._policy_counts, workers=max(settings.workers, 1)
             ),
+            self._filters,
         )
         self._decider = RoutingDecider(
             self._state,
@@ -217,6 +220,7 @@ class Worker(DataWorker[WorkerSettings]):
             named("mycelia_waypoint_refused_tunnels_total", self._refusals.refused_tunnels),
             named("mycelia_waypoint_failed_handshakes_total", self._refusals.failed_handshakes),
             *self._policy_counts.stats(),
+            *self._filters.stats(),
         ]
         yield from self._telemetry.parts(request_id, others)
 
@@ -226,6 +230,7 @@ class Worker(DataWorker[WorkerSettings]):
             "upstreamConnections": self._upstreams.open_connections,
             "hboneConnections": self._pool.open_connections,
             "isListening": self._acceptor is not None,
+            "filters": self._filters.describe(),
             "clients": self._ingress.describe(_MAX_DUMPED_CONNECTIONS),
             **describe_state(self._state, self._reactor.now),
         }

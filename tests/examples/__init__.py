@@ -1,0 +1,1 @@
+"""The examples are tested as their users would test them."""
