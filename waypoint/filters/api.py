@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +15,13 @@ class Headers:
 
     def __init__(self, lines: Iterable[tuple[str, str]] = ()) -> None:
         self._lines = [(name.lower(), value) for name, value in lines]
+
+    @classmethod
+    def received(cls, lines: list[tuple[str, str]]) -> Headers:
+        """Of a message that was read: names are in lower case already."""
+        made = cls.__new__(cls)
+        made._lines = lines
+        return made
 
     def get(self, name: str, default: str = "") -> str:
         """The value; of several lines the values, joined with commas."""
@@ -56,11 +64,15 @@ class Headers:
         return f"Headers({self._lines!r})"
 
 
+_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+").fullmatch
+_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*").fullmatch
+
+
 def check_line(name: str, value: str) -> None:
     """Raises ValueError for what cannot stand in a message."""
-    if not name or not all(each.isascii() and (each.isalnum() or each in "!#$%&'*+-.^_`|~") for each in name):
+    if not _NAME(name):
         raise ValueError(f"{name!r} is no header name")
-    if any((ord(each) < 0x20 and each != "\t") or ord(each) == 0x7F or ord(each) > 0xFF for each in value):
+    if not _VALUE(value):
         raise ValueError(f"the value of header {name} has a character that cannot stand in a message")
 
 

@@ -7,6 +7,7 @@ ends when the worker's end of the socket closes. Bounds: `_MAX_EXCHANGES` exchan
 
 from __future__ import annotations
 
+import contextlib
 import resource
 import signal
 import socket
@@ -103,9 +104,9 @@ def _limit(memory_bytes: int) -> None:
 
 def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the worker decides when it ends
-    with socket.socket(fileno=int(sys.argv[1])) as sock:
+    with socket.socket(fileno=int(sys.argv[1])) as sock, contextlib.suppress(ConnectionError):
         sock.setblocking(True)
-        Runner(sock).run()
+        Runner(sock).run()  # a worker that is gone wants nothing any more
 
 
 if __name__ == "__main__":

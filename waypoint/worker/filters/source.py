@@ -256,6 +256,7 @@ class _RequestCall:
         self._examination = examination
         self._subject = subject
         self._began = time.perf_counter()
+        self._lines = list(subject.request.headers)
         self._is_cancelled = False
 
     def begin(self) -> None:
@@ -293,10 +294,11 @@ class _RequestCall:
         request = self._examination.request
         if result.answer is not None:
             return _answer_of(result.answer, self._policy)
-        try:
-            request.headers = merged(request.headers, result.headers)
-        except ValueError as error:
-            return Fault(Trouble.FAILED, f"its headers cannot be sent: {error}")
+        if list(result.headers) != self._lines:
+            try:
+                request.headers = merged(request.headers, result.headers)
+            except ValueError as error:
+                return Fault(Trouble.FAILED, f"its headers cannot be sent: {error}")
         target = result.path.encode("latin-1", "replace")
         if target != request.target:
             normal = normalise(target, self._examination.exchange.proxy.normalization)

@@ -85,8 +85,8 @@ class Stage:
 
 def headers_of(lines: list[Header]) -> Headers:
     """For a filter: without pseudo-headers."""
-    return Headers(
-        (name.decode("latin-1"), value.decode("latin-1")) for name, value in lines if name[:1] != b":"
+    return Headers.received(
+        [(name.decode("latin-1"), value.decode("latin-1")) for name, value in lines if name[:1] != b":"]
     )
 
 

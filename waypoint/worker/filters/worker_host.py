@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from types import FrameType
 from typing import TypeVar
 
@@ -22,10 +21,6 @@ from waypoint.worker.filters.host import BodyDone, Fault, RequestDone, ResponseD
 Result = TypeVar("Result")
 
 
-def _interrupt(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - the signal's
-    raise TooLong
-
-
 class WorkerHost:
     """Implements FilterHost. Loaded at once."""
 
@@ -35,8 +30,10 @@ class WorkerHost:
         self._deadline_s = policy.deadline_s
         self._module: FilterModule | None = None
         try:
-            with _deadline(max(policy.deadline_s, 1.0)):
-                self._module = FilterModule(policy.source, policy.key, policy.config)
+            self._module = _alarm.call(
+                max(policy.deadline_s, 1.0),
+                lambda: FilterModule(policy.source, policy.key, policy.config),
+            )
         except FilterInvalid as error:
             self.problem = error.text
         except TooLong:
@@ -87,24 +84,38 @@ class WorkerHost:
         if module is None:
             return Fault(Trouble.UNAVAILABLE, self.problem)
         try:
-            with _deadline(self._deadline_s):
-                return call(module)
+            return _alarm.call(self._deadline_s, lambda: call(module))
         except HookFailed as error:
             return Fault(Trouble.FAILED, str(error))
         except TooLong:
             return Fault(Trouble.TIMED_OUT, f"no result within {self._deadline_s:g} s")
 
 
-@contextmanager
-def _deadline(seconds: float) -> Iterator[None]:
-    """Only the main thread can be interrupted; a worker's reactor runs there."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGALRM, _interrupt)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+class _Alarm:
+    """The timer's signal. Only the main thread can be interrupted; a worker's reactor runs there."""
+
+    def __init__(self) -> None:
+        self._is_installed = False
+        self._is_armed = False
+
+    def call(self, seconds: float, call: Callable[[], Result]) -> Result:
+        """Raises TooLong."""
+        if threading.current_thread() is not threading.main_thread():
+            return call()
+        if not self._is_installed:
+            signal.signal(signal.SIGALRM, self._ring)
+            self._is_installed = True
+        self._is_armed = True
+        try:
+            signal.setitimer(signal.ITIMER_REAL, seconds)
+            return call()
+        finally:
+            self._is_armed = False
+            signal.setitimer(signal.ITIMER_REAL, 0)
+
+    def _ring(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - the signal's
+        if self._is_armed:
+            raise TooLong
+
+
+_alarm = _Alarm()
