@@ -53,7 +53,7 @@ class _Exchange:
 
 
 def measure(requests: int, *, in_worker: bool, is_there: bool = True) -> float:
-    """Microseconds for one request, one after the other; `is_there` False: what the measuring costs itself."""
+    """Microseconds for one request, one after the other; `is_there` False: what measuring costs itself."""
     reactor = Reactor()
     state = WaypointState(Place("load", "gate"), clock=lambda: reactor.now, random=lambda: 0.5)
     policy = filter_pb2.FilterPolicy(
