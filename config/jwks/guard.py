@@ -21,6 +21,7 @@ FORBIDDEN: Final[tuple[Network, ...]] = tuple(
         "169.254.0.0/16",
         "fe80::/10",
         "fd00:ec2::/32",  # metadata in Amazon's clouds
+        "fd20:ce::/32",  # in Google's
         "100.100.100.200/32",  # in Alibaba's
         "192.0.0.192/32",  # in Oracle's
         "168.63.129.16/32",  # in Microsoft's

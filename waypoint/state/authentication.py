@@ -3,7 +3,7 @@
 A request without a token goes on without a principal; one with tokens must have a valid one in every place
 where a rule looks (config-api 10). Tokens that were found valid are remembered, because a signature costs
 more than all the rest of a small request: their time is judged anew each time. Bounds: `_MAX_REMEMBERED`
-tokens of one set of rules.
+tokens of one set of rules, none of more than `_MAX_REMEMBERED_BYTES`.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from waypoint.state.request import Header
 
 AUTHENTICATION_TYPE: Final = "type.googleapis.com/mycelia.waypoint.RequestAuthentication"
 _MAX_REMEMBERED: Final = 4096
+_MAX_REMEMBERED_BYTES: Final = 4096  # larger tokens are judged anew each time
 _MAX_TOKENS: Final = 16  # of one request
 _SPACE_DELIMITED: Final = frozenset({"scope", "permission"})
 
@@ -201,7 +202,7 @@ class Authenticator:
             fault = known.lifetime.fault(now)
             return Invalid(401, fault) if fault else known
         result = self._examine(found, now)
-        if isinstance(result, Valid):
+        if isinstance(result, Valid) and len(found.text) <= _MAX_REMEMBERED_BYTES:
             if len(self._remembered) >= _MAX_REMEMBERED:
                 del self._remembered[next(iter(self._remembered))]
             self._remembered[key] = result

@@ -27,6 +27,7 @@ from waypoint.worker.headers import Request, value_of
 from waypoint.worker.ways import ServedPort
 
 _UNREADABLE: Final = Answer(503, "policy_unreadable", body=b"the policy of this service cannot be read")
+_MAX_REALM_PATH: Final = 256
 _QUOTABLE: Final = bytes.maketrans(b'"\\', b"''")
 
 
@@ -84,13 +85,12 @@ class _TokenCheck:
 
     def examine(self, examination: Examination) -> Answer | None:
         request, authenticator = examination.request, self._authenticator
-        if authenticator.own_headers:
+        found = authenticator.find(request.headers, request.query)
+        is_preflight = _is_preflight(request)
+        if authenticator.own_headers:  # tokens are found before: one may stand in such a header
             own = authenticator.own_headers
             request.headers = [line for line in request.headers if line[0] not in own]
-        if _is_preflight(request):
-            return None
-        found = authenticator.find(request.headers, request.query)
-        if not found:
+        if is_preflight or not found:
             return None
         result = authenticator.judge(found, self._wall_clock())
         if isinstance(result, Invalid):
@@ -114,7 +114,8 @@ def _is_preflight(request: Request) -> bool:
 
 def _refused(result: Invalid, request: Request) -> Answer:
     details = f"jwt_authn_access_denied{{{result.reason.replace(' ', '_')}}}"
-    realm = (request.scheme + b"://" + request.authority + request.path).translate(_QUOTABLE)
+    path = request.path[:_MAX_REALM_PATH]
+    realm = (request.scheme + b"://" + request.authority + path).translate(_QUOTABLE)
     headers: tuple[Header, ...] = ()
     if result.status == 401:
         headers = ((b"www-authenticate", b'Bearer realm="' + realm + b'", error="invalid_token"'),)

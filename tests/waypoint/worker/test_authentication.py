@@ -121,3 +121,10 @@ def test_keys_rotate_under_traffic() -> None:
         assert [waypoint.get("/", "GET", None, **each)[0] for each in (old, new)] == [200, 401]
         waypoint.put(authentication(rule(key_set=key_set(serial=1))))
         assert [waypoint.get("/", "GET", None, **each)[0] for each in (old, new)] == [401, 200]
+
+
+def test_a_token_may_stand_in_a_header_that_a_claim_is_written_to() -> None:
+    claims = [pb.JwtRule.ClaimHeader(header="authorization", claim="sub")]
+    with App() as app, waypoint_of(app, authentication(rule(claim_headers=claims)), REQUIRED) as waypoint:
+        assert waypoint.get("/", "GET", None, **bearer(token()))[0] == 200
+        assert app.seen[0].header("authorization") == "me"
