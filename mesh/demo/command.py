@@ -61,6 +61,7 @@ def _again(*, is_fast: bool) -> list[str]:
 def tell_inside(*, is_fast: bool) -> int:
     """The demo itself, inside private namespaces."""
     from mesh.demo.connection_story import ConnectionStory  # noqa: PLC0415
+    from mesh.demo.protection_story import ProtectionStory  # noqa: PLC0415
     from mesh.demo.request_story import RequestStory  # noqa: PLC0415
     from mesh.demo.stage import Stage  # noqa: PLC0415 - these load the whole mesh; outside nothing needs it
     from mesh.demo.teller import pause_for, tell  # noqa: PLC0415
@@ -78,7 +79,8 @@ def tell_inside(*, is_fast: bool) -> int:
             pause_s = pause_for(console, is_fast=is_fast)
             story = ConnectionStory(stage, console, pause_s)
             requests = RequestStory(stage, console, pause_s, story.ledger)
-            tell(story, (*story.chapters(), *requests.chapters()))
+            protection = ProtectionStory(stage, console, pause_s, story.ledger)
+            tell(story, (*story.chapters(), *requests.chapters(), *protection.chapters()))
             console.print()
             console.print(story.ledger.table())
             code = 1 if story.ledger.has_failed else 0

@@ -63,11 +63,11 @@ class RequestStory(Teller):
 
     def without(self) -> None:
         answers = self._call()
-        self.show(f"client$ {CALLS} gRPC calls on one connection\n{_pairs(answers)}")
+        self.show(f"client$ {CALLS} gRPC calls on one connection\n{pairs(answers)}")
         self.claim(
             "without an L7 proxy all calls of a gRPC connection go to one server",
             is_held=len(answers) == 1 and sum(answers.values()) == CALLS,
-            evidence=_pairs(answers),
+            evidence=pairs(answers),
         )
 
     def opt_in(self) -> None:
@@ -115,10 +115,10 @@ class RequestStory(Teller):
     def retries(self) -> None:
         url, tester = f"{STORE}flaky", "x-user: tester"
         before = self._visit(url, 100, tester)
-        self.show(f"client$ 100 requests for /flaky\n{_pairs(before.statuses)}")
+        self.show(f"client$ 100 requests for /flaky\n{pairs(before.statuses)}")
         self._apply_route("store-retries.yaml", lambda seen: seen.good == seen.total, 12, tester, url=url)
         after = self._visit(url, 100, tester)
-        self.show(f"client$ the same with retry: attempts: 6, codes: [503]\n{_pairs(after.statuses)}")
+        self.show(f"client$ the same with retry: attempts: 6, codes: [503]\n{pairs(after.statuses)}")
         self.claim(
             "retries turn a service that fails half of the time into one that answers",
             is_held=before.good < 75 and after.good >= 95,
@@ -133,19 +133,19 @@ class RequestStory(Teller):
         self.claim(
             "requests that ask for it fail as the rule says, the others do not",
             is_held=visits.statuses.get("418", 0) >= 40 and calm.good == calm.total == 20,
-            evidence=f"with x-chaos {_pairs(visits.statuses)}; without {_pairs(calm.statuses)}",
+            evidence=f"with x-chaos {pairs(visits.statuses)}; without {pairs(calm.statuses)}",
         )
 
     def grpc(self) -> None:
         answers = self._call()
-        self.show(f"client$ {CALLS} gRPC calls on one connection\n{_pairs(answers)}")
+        self.show(f"client$ {CALLS} gRPC calls on one connection\n{pairs(answers)}")
         servers = {name: count for name, count in answers.items() if name.startswith("greeter")}
         self.claim(
             "the calls of one gRPC connection are spread over both servers",
             is_held=sum(servers.values()) == CALLS
             and len(servers) == 2
             and min(servers.values()) >= CALLS // 5,
-            evidence=_pairs(answers),
+            evidence=pairs(answers),
         )
 
     def mirror(self) -> None:
@@ -202,7 +202,7 @@ class RequestStory(Teller):
         self.eventually(lambda: is_in_force(self._visit(url, requests, *headers)) or None)
 
 
-def _pairs(counts: Mapping[str, int]) -> str:
+def pairs(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{name}: {count}" for name, count in sorted(counts.items()))
 
 

@@ -38,6 +38,7 @@ PORTS: Final = {
     "greeter-1": 50051,
     "greeter-2": 50051,
 }
+ACCESS_LOG: Final = {"MYCELIA_ACCESS_LOG": "json"}  # of waypoints, which inherit it from their agent
 AMBIENT: Final = "istio.io/dataplane-mode: ambient"
 USE_WAYPOINT: Final = "istio.io/use-waypoint: waypoint"
 Found = TypeVar("Found")
@@ -96,7 +97,7 @@ class Stage:
     def start_nodes(self) -> None:
         for name in NODES:
             self._mint_token(name)
-            self._start(f"agent-{name}", name, self._agent_command(name))
+            self._start(f"agent-{name}", name, self._agent_command(name), ACCESS_LOG)
         for name in NODES:
             socket_path = layout.agent_socket(name)
             self.wait_for(f"the agent of node {name}", partial(_there, socket_path))
@@ -265,7 +266,15 @@ class Stage:
 
     def apply(self, name: str, *, target: str = "") -> None:
         """Drops one of examples/demo/later into the manifests, as `target` if it replaces another."""
-        self._replace(layout.manifests() / (target or name), (layout.examples() / "later" / name).read_text())
+        self.write(target or name, self.manifest(name))
+
+    def manifest(self, name: str) -> str:
+        """The text of one of examples/demo/later."""
+        return (layout.examples() / "later" / name).read_text()
+
+    def write(self, name: str, text: str) -> None:
+        """Puts a file into the manifests."""
+        self._replace(layout.manifests() / name, text)
 
     def remove(self, name: str) -> None:
         (layout.manifests() / name).unlink()
