@@ -15,12 +15,17 @@ from __future__ import annotations
 import os
 import sys
 
+import hypothesis
 import pytest
 
 from mesh.lab.private import enter_another_network, is_private, replace_by_supervisor, why_forbidden
 from tests.kit.requirements import BY_MARKER
 
 pytest_plugins = ("tests.kit.network",)
+
+# A machine that is busy is no fault of what is tested.
+hypothesis.settings.register_profile("mycelia", deadline=None)
+hypothesis.settings.load_profile("mycelia")
 
 
 def _wants_private_namespace(config: pytest.Config) -> bool:

@@ -29,7 +29,7 @@ def one_line(text: str) -> str:
 
 def test_the_demo_manifests_are_valid(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["config", "validate", str(EXAMPLES / "mesh")]) == 0
-    assert "5 WorkloadEntry" in capsys.readouterr().out
+    assert "10 WorkloadEntry" in capsys.readouterr().out
 
 
 def test_a_wrong_manifest_names_file_field_and_what_is_allowed(

@@ -70,11 +70,13 @@ def filled(disk: Path) -> Iterator[Callable[[], None]]:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in folder.rglob("*")
-        if path.is_file() and path.name not in {"ballast", "lock"}
-    }
+    """What is there for good: a file that is being written may go while this looks."""
+    found: dict[str, bytes] = {}
+    for path in folder.rglob("*"):
+        if path.name not in {"ballast", "lock"}:
+            with contextlib.suppress(FileNotFoundError, IsADirectoryError):
+                found[str(path.relative_to(folder))] = path.read_bytes()
+    return found
 
 
 def told(log: Path, event: str) -> int:
