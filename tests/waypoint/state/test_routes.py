@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from proto.mycelia import waypoint_pb2 as pb
 from tests.waypoint.state.builders import PORT, needs_re2, path, request, rule, table
-from waypoint.state import regex
+from transport import regex as transport_regex
 from waypoint.state.errors import RoutesRejected
 from waypoint.state.request import RequestFacts
 from waypoint.state.routes import parse_routes, service_table
@@ -137,7 +137,7 @@ def test_an_expression_that_is_no_re2_is_refused(text: str) -> None:
 
 
 def test_without_the_engine_expressions_are_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(regex, "_module", None)
+    monkeypatch.setattr(transport_regex, "_module", None)
     with pytest.raises(RoutesRejected, match="RE2 engine is not installed") as refusal:
         table(rule(path(regex="/a"), name="HTTPRoute/shop/r/0"))
     assert "HTTPRoute/shop/r/0" in refusal.value.text
