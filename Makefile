@@ -17,7 +17,7 @@ demo:
 	@$(PY) -m mesh.cli demo $(ARGS)
 
 test: lint types
-	@$(PY) -m pytest -n 3 --dist worksteal $(ARGS)
+	@$(PY) -m pytest -n 4 --dist worksteal $(ARGS)
 
 lint:
 	@tools/bootstrap.sh dev

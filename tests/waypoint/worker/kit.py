@@ -236,6 +236,15 @@ def connect(port: int) -> socket.socket:
     return sock
 
 
+def is_cut_off(port: int) -> bool:
+    """Whether a new connection is ended without a byte; a reset may come before the connect is seen to succeed."""
+    try:
+        with connect(port) as sock:
+            return sock.recv(1) == b""
+    except ConnectionResetError:
+        return True
+
+
 def read_until(sock: socket.socket, end: bytes) -> bytes:
     """What comes up to and with `end`."""
     got = bytearray()
