@@ -237,7 +237,7 @@ def connect(port: int) -> socket.socket:
 
 
 def is_cut_off(port: int) -> bool:
-    """Whether a new connection is ended without a byte; a reset may come before the connect is seen to succeed."""
+    """Whether a new connection is ended without a byte; a reset may come before its connect succeeds."""
     try:
         with connect(port) as sock:
             return sock.recv(1) == b""
