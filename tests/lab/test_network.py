@@ -137,7 +137,10 @@ def test_commands_run_in_the_namespace_and_failures_are_told(lab: Lab) -> None:
 def test_close_ends_processes_and_namespaces_and_may_be_repeated(tmp_path: Path) -> None:
     lab = Lab(directory=tmp_path / "lab")
     web = lab.add_workload("web", lab.add_node("alpha"))
-    stubborn = lab.popen(web, ["sh", "-c", "trap '' TERM; while :; do sleep 0.1; done"])
+    deaf = tmp_path / "deaf"
+    os.mkfifo(deaf)
+    stubborn = lab.popen(web, ["sh", "-c", f"trap '' TERM; echo now > {deaf}; while :; do sleep 0.1; done"])
+    assert deaf.read_text() == "now\n"
     gentle = lab.popen(web, ["sleep", "1000"])
     lab.stop(gentle)
     assert gentle.returncode == -signal.SIGTERM
