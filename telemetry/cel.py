@@ -171,11 +171,14 @@ class _Parser:
                 return tokens
             at = found.end()
 
-    def _refuse(self, why: str) -> NoReturn:
-        raise ExpressionRejected(
+    def _rejected(self, why: str) -> ExpressionRejected:
+        return ExpressionRejected(
             f"expression {self._text[:80]!r}: {why}",
             next_step="docs/telemetry.md lists what an expression may say",
         )
+
+    def _refuse(self, why: str) -> NoReturn:
+        raise self._rejected(why)
 
     @property
     def _token(self) -> _Token:
@@ -396,8 +399,7 @@ class _Parser:
             case "name" if token.text not in _NO_NAMES:
                 return self._attribute(token.text)
             case _:
-                pass
-        self._refuse(f"{token.text or 'the end'!r} (character {token.at}) was not expected")
+                raise self._rejected(f"{token.text or 'the end'!r} (character {token.at}) was not expected")
 
     def _list(self) -> Term:
         terms: list[Term] = []
