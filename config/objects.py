@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final
 
+from config.extension_providers import ExtensionProvider
 from config.routing_rules import GrpcRule, HttpRule, ParentRef, StreamRule
 from config.traffic_policies import NO_POLICIES, Budget, PolicySet, Subset
 from config.virtual_routes import HttpPart, StreamPart
@@ -44,6 +45,7 @@ class Kind(enum.Enum):
     DESTINATION_RULE = "DestinationRule"
     BACKEND_TRAFFIC_POLICY = "XBackendTrafficPolicy"
     BACKEND_TLS_POLICY = "BackendTLSPolicy"
+    MESH_CONFIG = "ConfigMap"
 
 
 ROUTE_KINDS: Final = frozenset({"HTTPRoute", "GRPCRoute", "TCPRoute", "TLSRoute"})
@@ -529,6 +531,17 @@ class BackendTlsPolicy:
 BackendPolicy = BackendTrafficPolicy | BackendTlsPolicy
 
 
+@dataclass(frozen=True, slots=True)
+class MeshConfig:
+    """What holds for the whole mesh, if it is of the root namespace. Each provider has a name of its own."""
+
+    meta: Meta
+    providers: tuple[ExtensionProvider, ...] = ()
+
+    def provider(self, name: str) -> ExtensionProvider | None:
+        return next((each for each in self.providers if each.name == name), None)
+
+
 MeshObject = (
     Namespace
     | Node
@@ -554,4 +567,5 @@ MeshObject = (
     | DestinationRule
     | BackendTrafficPolicy
     | BackendTlsPolicy
+    | MeshConfig
 )

@@ -24,6 +24,7 @@ from config.kinds.filter_policy import FilterPolicy
 from config.kinds.gateway import Gateway, GatewayClass
 from config.kinds.grpc_route import GRPCRoute
 from config.kinds.http_route import HTTPRoute
+from config.kinds.mesh_config import ConfigMap
 from config.kinds.peer_authentication import PeerAuthentication
 from config.kinds.pod import Pod
 from config.kinds.rate_limit_policy import RateLimitPolicy
@@ -62,6 +63,7 @@ ReadManifest = (
     | DestinationRule
     | XBackendTrafficPolicy
     | BackendTLSPolicy
+    | ConfigMap
 )
 
 MAX_FINDINGS: Final = 20
@@ -85,6 +87,7 @@ _CATALOGUE: Final[Mapping[str, _Entry]] = {
         _Entry(Namespace, "", ("v1",)),
         _Entry(Node, "", ("v1",)),
         _Entry(ServiceAccount, "", ("v1",)),
+        _Entry(ConfigMap, "", ("v1",)),
         _Entry(Service, "", ("v1",)),
         _Entry(Pod, "", ("v1",)),
         _Entry(EndpointSlice, "discovery.k8s.io", ("v1",)),
@@ -194,6 +197,10 @@ class _Reader:
             self._unsupported(value, at, kind, group)
             return
         ref = _ref_of(value, entry.model)
+        if ref is not None and entry.model.only_name not in ("", ref.name):
+            text = f"only the {kind} named {entry.model.only_name} is read; this one is ignored"
+            self._find(ref, at, text, Severity.IGNORED)
+            return
         if version not in entry.versions:
             self._reject(
                 ref, (*at, "apiVersion"), f'found text "{api_version}"; allowed: {entry.api_versions()}'

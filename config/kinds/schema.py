@@ -207,6 +207,7 @@ class Manifest(Model):
     metadata: Metadata
 
     is_namespaced: ClassVar[bool] = True
+    only_name: ClassVar[str] = ""  # of a kind whose other objects are none of the mesh's
     may_require_waypoint: ClassVar[bool] = False
 
     @model_validator(mode="after")
