@@ -34,6 +34,7 @@ class Kind(enum.Enum):
     REQUEST_AUTHENTICATION = "RequestAuthentication"
     RATE_LIMIT_POLICY = "RateLimitPolicy"
     FILTER_POLICY = "FilterPolicy"
+    TELEMETRY = "Telemetry"
     GATEWAY = "Gateway"
     GATEWAY_CLASS = "GatewayClass"
     HTTP_ROUTE = "HTTPRoute"
@@ -376,6 +377,29 @@ class FilterPolicy:
     order: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class LoggingStep:
+    """One entry of accessLogging; `filter` is an expression, empty for none."""
+
+    providers: tuple[str, ...] = ()
+    is_disabled: bool = False
+    filter: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Telemetry:
+    """Without targets and selector it is for its namespace, in the root namespace for the mesh."""
+
+    meta: Meta
+    selector: Mapping[str, str] = field(default_factory=dict)
+    targets: tuple[TargetRef, ...] = ()
+    logging: tuple[LoggingStep, ...] = ()
+
+    @property
+    def is_general(self) -> bool:
+        return not self.targets and not self.selector
+
+
 class MtlsMode(enum.Enum):
     UNSET = "UNSET"
     DISABLE = "DISABLE"
@@ -556,6 +580,7 @@ MeshObject = (
     | RequestAuthentication
     | RateLimitPolicy
     | FilterPolicy
+    | Telemetry
     | Gateway
     | GatewayClass
     | HttpRoute

@@ -20,9 +20,8 @@ _TEXTS: Final = (
     *("request.path", "request.url_path", "request.query", "request.host", "request.scheme"),
     *("request.method", "request.protocol", "request.id", "request.referer", "request.useragent"),
     *("response.code_details", "response.flags_text"),
-    *("source.address", "source.principal", "source.namespace", "source.workload"),
-    *("destination.address", "destination.namespace", "destination.workload", "destination.service"),
-    *("connection.requested_server_name", "connection.uri_san_peer_certificate"),
+    *("source.address", "source.principal", "connection.uri_san_peer_certificate"),
+    *("destination.address", "destination.namespace", "destination.service"),
     *("upstream.address", "upstream.transport_failure_reason"),
     *("xds.route_name", "xds.cluster_name"),
 )

@@ -27,10 +27,11 @@ from waypoint.state.place import Place
 from waypoint.state.policy_kinds import POLICY_KINDS
 from waypoint.state.routes import ROUTES_TYPE
 from waypoint.state.store import WaypointState
+from waypoint.state.telemetry import TELEMETRY_TYPE
 from waypoint.worker.settings import WorkerSettings
 
 # Addresses first: routes and destinations lead to them. Protection comes before what it protects.
-TYPE_URLS: Final = (ADDRESS_TYPE, DESTINATION_TYPE, *POLICY_KINDS, ROUTES_TYPE)
+TYPE_URLS: Final = (ADDRESS_TYPE, DESTINATION_TYPE, *POLICY_KINDS, TELEMETRY_TYPE, ROUTES_TYPE)
 CERTIFICATE: Final = "certificate"
 CERTIFICATE_WAIT_S: Final = 0.1
 CERTIFICATE_LOOK_S: Final = 5.0
@@ -63,7 +64,7 @@ class Waypoint(ControlProcess):
         )
         self.http_totals = HttpTotals()
         self.exchanges_dropped = 0
-        self._format = {"text": text_line, "json": json_line}.get(settings.access_log)
+        self._format = json_line if settings.access_log == "json" else text_line
         self._wire(resources, self.listeners, command, {"exchanges": self._take_exchanges})
 
     def _check(self) -> None:
@@ -101,9 +102,8 @@ class Waypoint(ControlProcess):
 
     def _take_exchanges(self, index: int, message: pb.ToControl) -> None:  # noqa: ARG002 - the seam's
         self.exchanges_dropped += message.exchanges.dropped
-        if self._format is not None:
-            for exchange in message.exchanges.exchanges:
-                self._output.access.put(self._format(exchange))
+        for exchange in message.exchanges.exchanges:
+            self._output.access.put(self._format(exchange))
 
     def _take_stats(self, index: int, parts: list[pb.Stats]) -> None:
         self.http_totals.take(index, parts)

@@ -18,9 +18,10 @@ DESTINATION: Final = TypeUrl("type.googleapis.com/mycelia.waypoint.Destination")
 AUTHENTICATION: Final = TypeUrl("type.googleapis.com/mycelia.waypoint.RequestAuthentication")
 FILTER: Final = TypeUrl("type.googleapis.com/mycelia.waypoint.FilterPolicy")
 RATE_LIMIT: Final = TypeUrl("type.googleapis.com/mycelia.waypoint.RateLimitPolicy")
+TELEMETRY: Final = TypeUrl("type.googleapis.com/mycelia.waypoint.Telemetry")
 REQUEST_AUTHORIZATION: Final = TypeUrl("type.googleapis.com/mycelia.waypoint.AuthorizationPolicy")
 # What protects or observes at waypoints: a type for each kind of policy, in the order of telling.
-PROTECTION_TYPES: Final = (AUTHENTICATION, REQUEST_AUTHORIZATION, RATE_LIMIT, FILTER)
+PROTECTION_TYPES: Final = (AUTHENTICATION, REQUEST_AUTHORIZATION, RATE_LIMIT, FILTER, TELEMETRY)
 # Sent to the waypoints that a resource names, not to everybody. Routes last: what they lead to and what
 # protects them is known before.
 WAYPOINT_TYPES: Final = (DESTINATION, *PROTECTION_TYPES, SERVICE_ROUTES)

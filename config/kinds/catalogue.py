@@ -33,6 +33,7 @@ from config.kinds.schema import DEFAULT_NAMESPACE, Manifest
 from config.kinds.service import Service
 from config.kinds.service_entry import ServiceEntry
 from config.kinds.stream_routes import ReferenceGrant, TCPRoute, TLSRoute
+from config.kinds.telemetry import Telemetry
 from config.kinds.virtual_service import VirtualService
 from config.kinds.workload_entry import WorkloadEntry
 from config.kinds.yaml_documents import Path, YamlRefused, build, line_of
@@ -52,6 +53,7 @@ ReadManifest = (
     | RequestAuthentication
     | RateLimitPolicy
     | FilterPolicy
+    | Telemetry
     | Gateway
     | GatewayClass
     | HTTPRoute
@@ -98,6 +100,7 @@ _CATALOGUE: Final[Mapping[str, _Entry]] = {
         _Entry(AuthorizationPolicy, "security.istio.io", ("v1", "v1beta1")),
         _Entry(PeerAuthentication, "security.istio.io", ("v1", "v1beta1")),
         _Entry(RequestAuthentication, "security.istio.io", ("v1", "v1beta1")),
+        _Entry(Telemetry, "telemetry.istio.io", ("v1", "v1alpha1")),
         _Entry(RateLimitPolicy, "mycelia.io", ("v1alpha1",)),
         _Entry(FilterPolicy, "mycelia.io", ("v1alpha1",)),
         _Entry(Gateway, _GATEWAY, ("v1", "v1beta1", "v1alpha2", "v1alpha3")),

@@ -18,7 +18,6 @@ from config.objects import (
     ROUTE_KINDS,
     Gateway,
     Kind,
-    MeshObject,
     Meta,
     Ref,
     Route,
@@ -149,15 +148,19 @@ def _to_class(target: TargetRef, ref: Ref, policy: Targeting, registry: Enrolmen
     if ref != CLASS_REF:
         text = f"the class of waypoints is {WAYPOINT_CLASS}; not enforced"
         return Bound(target, reason=Reason.INVALID_TARGET, text=text)
-    waypoints = tuple(sorted(_waypoints(registry.index.objects.values())))
+    waypoints = all_waypoints(registry.index)
     if not waypoints:
         return Bound(target, reason=Reason.WAITING_FOR_WAYPOINT, text="there is no waypoint; not enforced")
     return Bound(target, waypoints, is_whole=True)
 
 
-def _waypoints(objects: Iterable[MeshObject]) -> Iterator[Ref]:
-    return (
-        each.meta.ref for each in objects if isinstance(each, Gateway) and each.class_name == WAYPOINT_CLASS
+def all_waypoints(index: ObjectIndex) -> tuple[Ref, ...]:
+    return tuple(
+        sorted(
+            each.meta.ref
+            for each in index.objects.values()
+            if isinstance(each, Gateway) and each.class_name == WAYPOINT_CLASS
+        )
     )
 
 

@@ -24,6 +24,7 @@ from config.objects import (
     Service,
     ServiceEntry,
     TcpRoute,
+    Telemetry,
     TlsRoute,
     VirtualService,
     WorkloadEntry,
@@ -36,6 +37,7 @@ from config.registry.registry import Registry
 from config.registry.requirement_conditions import requirement_conditions
 from config.registry.route_index import backends_of, parent_key
 from config.registry.rule_conditions import of_destination_rule
+from config.registry.telemetry import attach_telemetry
 from config.registry.virtual_attachment import ServiceHost
 from config.registry.virtual_conditions import of_virtual_service
 from config.registry.waypoint_processes import troubles
@@ -69,6 +71,8 @@ def conditions(registry: Registry) -> list[Condition]:
                 found += of_backend_policy(registry, policy)
             case policy if isinstance(policy, AttachedPolicy) and policy.targets:
                 found.append(of_attached(registry, policy))
+            case Telemetry() as telemetry:
+                found.append(of_telemetry(registry, telemetry))
             case DestinationRule() as rule:
                 found += of_destination_rule(registry, rule)
             case _:
@@ -86,6 +90,14 @@ def complaints(registry: Registry) -> Iterator[Note]:
 
 
 # ---- policies ----
+
+
+def of_telemetry(registry: Registry, telemetry: Telemetry) -> Condition:
+    """Whether it counts as it is written."""
+    notes = attach_telemetry(telemetry, registry).notes
+    reason = notes[0].reason if notes else Reason.ACCEPTED
+    text = "; ".join(note.text for note in notes) or "it counts at waypoints"
+    return Condition(telemetry.meta.ref, WAYPOINT_ACCEPTED, is_true=not notes, reason=reason, message=text)
 
 
 def of_attached(registry: Registry, policy: AttachedPolicy) -> Condition:

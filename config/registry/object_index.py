@@ -70,6 +70,12 @@ class Dirt:
     forced: set[str] = field(default_factory=set)
 
 
+_ATTACHED: Final = frozenset(
+    kind.value
+    for kind in (Kind.REQUEST_AUTHENTICATION, Kind.RATE_LIMIT_POLICY, Kind.FILTER_POLICY, Kind.TELEMETRY)
+)
+
+
 class ObjectIndex:
     def __init__(self, settings: MeshSettings) -> None:
         self._settings = settings
@@ -98,6 +104,7 @@ class ObjectIndex:
         self._services_in: dict[str, set[Ref]] = {}
         self._slices_of_service: dict[Place, set[Ref]] = {}
         self._slices_of_pod: dict[Place, set[Ref]] = {}
+        self._telemetries: dict[str, set[Ref]] = {}  # by namespace
         self._general_peers: dict[str, set[Ref]] = {}  # without selector, by namespace
 
     # ---- questions ----
@@ -192,6 +199,9 @@ class ObjectIndex:
         return slice_.meta.namespace == source.namespace and any(
             endpoint.pod == place and self._is_pod(place, endpoint.pod_uid) for endpoint in slice_.endpoints
         )
+
+    def telemetries(self, namespace: str) -> Iterable[Ref]:
+        return self._telemetries.get(namespace, ())
 
     def general_peer(self, namespace: str) -> PeerAuthentication | None:
         """The oldest PeerAuthentication of a namespace that has no selector."""
@@ -295,9 +305,8 @@ class ObjectIndex:
                 self._replace_slice(ref, old, new, dirt)
             case Kind.AUTHORIZATION_POLICY.value:
                 self._replace_policy(ref, old, new, dirt)
-            case Kind.REQUEST_AUTHENTICATION.value | Kind.RATE_LIMIT_POLICY.value | Kind.FILTER_POLICY.value:
-                self._file(ref, new)
-                dirt.policies.add(ref)
+            case kind if kind in _ATTACHED:
+                self._replace_attached(ref, new, dirt)
             case Kind.PEER_AUTHENTICATION.value:
                 self._replace_peer(ref, old, new, dirt)
             case _:
@@ -464,6 +473,14 @@ class ObjectIndex:
         for selector in (before, after):
             dirt.workloads |= set(self._labels.selected(place, selector))
         self.policy_selectors.put(ref, place, after)
+
+    def _replace_attached(self, ref: Ref, new: MeshObject | None, dirt: Dirt) -> None:
+        self._file(ref, new)
+        dirt.policies.add(ref)
+        if ref.kind == Kind.TELEMETRY.value:
+            # Which of its namespace's is the oldest may be another one now.
+            _put_or_discard(self._telemetries, ref.namespace, ref, is_there=new is not None)
+            dirt.policies |= self._telemetries.get(ref.namespace, set())
 
     def _attachment(self, policy: MeshObject | None) -> dict[str, str]:
         """The selector by which workloads list the policy; empty if they do not."""

@@ -44,6 +44,7 @@ from config.objects import (
     Resolution,
     Service,
     ServiceEntry,
+    Telemetry,
 )
 from config.registry.attached_policies import Attachments, attach_policy
 from config.registry.attachment import attach, candidates_on, ports_of, resolver
@@ -53,6 +54,7 @@ from config.registry.places import Places
 from config.registry.requirement import Reached, Serving, asks, asks_whole, requirement
 from config.registry.shared_policies import SharedPolicies
 from config.registry.target_ports import PortPairs, entry_ports, service_ports, slice_ports
+from config.registry.telemetry import attach_telemetry
 from config.registry.treatment import DestinationOf, Treatment
 from config.registry.virtual_addresses import VirtualAddresses
 from config.registry.virtual_attachment import ServiceHost, TargetResolver
@@ -296,6 +298,10 @@ class Registry:
         policy = self.index.objects.get(ref)
         if isinstance(policy, AttachedPolicy) and policy.targets:
             return self._attached(policy)
+        if isinstance(policy, Telemetry):
+            observed = attach_telemetry(policy, self)
+            self._attachments.put(ref, observed.depends_on)
+            return observed.resources, observed.notes
         self._attachments.put(ref, frozenset())
         self.key_sets.want(ref, ())
         if isinstance(policy, RequestAuthentication):

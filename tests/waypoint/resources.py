@@ -9,7 +9,7 @@ from google.protobuf.duration_pb2 import Duration
 
 from dataplane.state.model import ADDRESS_TYPE
 from proto.istio import workload_pb2 as mesh_pb
-from proto.mycelia import authentication_pb2, authorization_l7_pb2, filter_pb2, rate_limit_pb2
+from proto.mycelia import authentication_pb2, authorization_l7_pb2, filter_pb2, rate_limit_pb2, telemetry_pb2
 from proto.mycelia import waypoint_pb2 as pb
 from tests.dataplane.state.builders import address, service, workload
 from waypoint.state.authentication import AUTHENTICATION_TYPE
@@ -20,6 +20,7 @@ from waypoint.state.place import Place
 from waypoint.state.rate_limits import RATE_LIMIT_TYPE
 from waypoint.state.routes import ROUTES_TYPE
 from waypoint.state.store import WaypointState
+from waypoint.state.telemetry import TELEMETRY_TYPE
 
 VIP = "10.96.0.1"
 WEB = "default/web"
@@ -81,6 +82,7 @@ Resource = (
     | authentication_pb2.RequestAuthentication
     | rate_limit_pb2.RateLimitPolicy
     | filter_pb2.FilterPolicy
+    | telemetry_pb2.Telemetry
 )
 
 
@@ -107,6 +109,9 @@ def put(state: WaypointState, *resources: Resource) -> dict[str, str]:
             case filter_pb2.FilterPolicy():
                 name = f"{each.namespace}/{each.name}"
                 refused |= state.apply(FILTER_TYPE, [(name, each.SerializeToString())], ())
+            case telemetry_pb2.Telemetry():
+                name = f"{each.namespace}/{each.name}"
+                refused |= state.apply(TELEMETRY_TYPE, [(name, each.SerializeToString())], ())
             case _:
                 refused |= state.apply(ADDRESS_TYPE, [address(each)], ())
     return refused

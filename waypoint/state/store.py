@@ -31,6 +31,7 @@ from waypoint.state.place import Place
 from waypoint.state.policies import PolicyBook
 from waypoint.state.policy_kinds import POLICY_KINDS
 from waypoint.state.routes import ROUTES_TYPE, PortTable, ServiceTable, parse_routes
+from waypoint.state.telemetry import TELEMETRY_TYPE, TelemetryBook
 
 _MAX_CLUSTERS = 16_384
 _GRACE_S = 5.0
@@ -48,6 +49,7 @@ class WaypointState:
         self.place = place
         self.mesh = MeshState(on_workload=self._on_workload)
         self.policies = PolicyBook(POLICY_KINDS, f"{place.namespace}/{place.name}")
+        self.telemetry = TelemetryBook(place)
         self.generation = 0
         self.on_gone: Callable[[Endpoint], None] = _nobody_cares
         self._clock = clock
@@ -71,6 +73,8 @@ class WaypointState:
                 rejected = self._take(self._tables, parse_routes, upserts, removed)
             case _ if type_url == DESTINATION_TYPE:
                 rejected = self._take(self._destinations, parse_destination, upserts, removed)
+            case _ if type_url == TELEMETRY_TYPE:
+                rejected = self.telemetry.apply(upserts, removed)
             case _ if type_url in POLICY_KINDS:
                 rejected = self.policies.apply(type_url, upserts, removed)
             case _:

@@ -342,6 +342,7 @@ class Exchange:
         response, upstream = self.response_pipe, attempt.connection
         assert response is not None
         self.outcome.response_header_bytes = octets_of(headers)
+        self.outcome.response_headers = headers
         self._has_response_begun = True
         downstream, stream_id = self._downstream, self._stream_id
         try:
@@ -418,6 +419,7 @@ class Exchange:
         elif not self.request_pipe.is_all_received:
             downstream.announce_early_end()
         self.request_pipe.discard()
+        outcome.response_headers = head
         downstream.send_headers(stream_id, head, not body)
         pipe = self.response_pipe = BodyPipe(_NO_SOURCE, 0)
         pipe.connect(downstream, stream_id, is_ended=not body)

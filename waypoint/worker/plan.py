@@ -72,6 +72,7 @@ class Outcome:
     cluster: str = ""  # the backend chosen: "namespace/hostname:port" and perhaps "/subset"
     workload: Workload | None = None  # of the endpoint that the latest try went to
     policy: str = ""  # what denied it: "kind/namespace/name" and which part of it
+    response_headers: Sequence[Header] = ()  # as they left
 
     def add_flag(self, flag: str) -> None:
         """Join a flag to those that are there."""

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from dataplane.state.labels import NOBODY, UNKNOWN, guess_source, labels_of
-from dataplane.state.model import Workload, socket_text
+from dataplane.state.model import Service, Workload, socket_text
 from dataplane.worker.counters import TrafficTable
 from dataplane.worker.records import RecordQueue, joined
 from proto.mycelia import worker_pb2 as pb
@@ -29,7 +29,9 @@ from waypoint.state.http_labels import (
     tcp_labels,
 )
 from waypoint.state.store import WaypointState
+from waypoint.state.telemetry import Logs
 from waypoint.worker.exchange import Exchange
+from waypoint.worker.exchange_facts import ExchangeFacts
 from waypoint.worker.grpc_messages import CallMessages
 from waypoint.worker.plan import Outcome, Source, TcpOutcome
 
@@ -78,7 +80,9 @@ class HttpSeries:
 
 
 class Telemetry:
-    """Implements Observer. `records` takes the access log's records, where it is on."""
+    """Implements Observer. `records` takes the access log's records; where it `is_on`, requests are logged
+    unless a Telemetry object says otherwise.
+    """
 
     def __init__(self, state: WaypointState, records: RecordQueue, reactor: Reactor) -> None:
         self._state = state
@@ -152,19 +156,39 @@ class Telemetry:
             outcome.request_body_bytes + outcome.request_header_bytes,
             outcome.response_body_bytes + outcome.response_header_bytes,
         )
-        if self._records.is_on and self._records.has_room:
-            self._records.put(_with_ends(record(exchange), source))
+        logs = self._logs(exchange, source)
+        if logs and self._records.has_room:
+            message = record(exchange)
+            message.logs.extend(logs)
+            self._records.put(_with_ends(message, source))
+
+    def _logs(self, exchange: Exchange, source: Source) -> Sequence[str]:
+        """Where the exchange is logged: mostly nowhere."""
+        found = self._logs_of(exchange.outcome.service, source)
+        if not found:
+            return ()
+        facts = ExchangeFacts(exchange)
+        return [name for name, filter_ in found.items() if filter_ is None or filter_.holds(facts)]
+
+    def _logs_of(self, service: Service | None, source: Source) -> Logs:
+        state, is_on = self._state, self._records.is_on
+        if not state.telemetry.has_objects:
+            return state.telemetry.logs("", is_on=is_on)
+        service = service or state.served_service(source.destination[0])
+        return state.telemetry.logs("" if service is None else service.key, is_on=is_on)
 
     def on_rejected(self, source: Source, status: int, reason: str) -> None:
         """It never was a request: it counts by itself, and the log names the reason."""
         self.rejected += 1
-        if self._records.is_on and self._records.has_room:
+        logs = _unfiltered(self._logs_of(None, source))
+        if logs and self._records.has_room:
             message = pb.Exchange(
                 time=time.time(),
                 status=status,
                 flags="DPE",
                 details=reason,
                 upstream_time_s=-1.0,
+                logs=logs,
             )
             self._records.put(_with_ends(message, source))
 
@@ -175,8 +199,11 @@ class Telemetry:
         series.sent_bytes += outcome.sent_bytes
         series.received_bytes += outcome.received_bytes
         series.ended(outcome.flag)
-        if self._records.is_on and self._records.has_room:
-            self._records.put(_with_ends(_tcp_record(outcome), source))
+        logs = _unfiltered(self._logs_of(outcome.service, source))
+        if logs and self._records.has_room:
+            message = _tcp_record(outcome)
+            message.logs.extend(logs)
+            self._records.put(_with_ends(message, source))
 
     # Answers
 
@@ -218,6 +245,11 @@ class Telemetry:
     def _source_of(self, source: Source) -> Workload | None:
         state = self._state
         return guess_source(state.mesh, state.place.network, source.address[0])
+
+
+def _unfiltered(logs: Logs) -> Sequence[str]:
+    """What was no request has nothing that a filter could ask for."""
+    return [name for name, filter_ in logs.items() if filter_ is None]
 
 
 def record(exchange: Exchange) -> pb.Exchange:

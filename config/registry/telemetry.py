@@ -1,0 +1,81 @@
+"""Which waypoints a Telemetry object is for, and which of several of them counts. Pure.
+
+Without targets it is told to all waypoints: which of their services it is about is decided there, by
+namespace. Of several for the same place the oldest counts and the others are reported (config-api 14). It
+protects nothing, so whatever is wrong with it leaves things as they are without it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from config.compile.resource import Resource
+from config.compile.telemetry import compile_telemetry, unknown_providers
+from config.notes import Note, Reason
+from config.objects import Ref, Telemetry
+from config.registry.attached_policies import Enrolments, all_waypoints, attach_policy
+from config.registry.waypoints import CLASS_REF
+from proto.mycelia import attachment_pb2 as pb
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    resources: list[Resource]
+    notes: tuple[Note, ...]
+    depends_on: frozenset[Ref]
+
+
+def attach_telemetry(telemetry: Telemetry, registry: Enrolments) -> Observed:
+    ref = telemetry.meta.ref
+    notes = list(_provider_notes(telemetry))
+    if telemetry.selector:
+        text = "waypoints are chosen by targetRefs; a selector picks workloads, which log nothing of requests"
+        return Observed([], (*notes, Note(ref, Reason.NO_EFFECT, text)), frozenset())
+    older = _older(telemetry, registry)
+    if telemetry.is_general:
+        if older:
+            text = f"{older[0].meta.ref} is older and counts for the namespace; this one has no effect"
+            return Observed([], (*notes, Note(ref, Reason.SHADOWED, text)), frozenset())
+        names = tuple(f"{each.namespace}/{each.name}" for each in all_waypoints(registry.index))
+        attachment, depends_on = pb.Attachment(), frozenset({CLASS_REF})
+    else:
+        attaching = attach_policy(telemetry, registry)
+        notes += attaching.notes(ref)
+        notes += _conflicts(telemetry, older)
+        names, attachment, depends_on = attaching.waypoints, attaching.message(), attaching.depends_on
+    made = []
+    if names:
+        root = registry.root_namespace
+        made.append(compile_telemetry(telemetry, attachment, names, root_namespace=root))
+    return Observed(made, tuple(notes), depends_on)
+
+
+def _provider_notes(telemetry: Telemetry) -> Iterator[Note]:
+    if unknown := unknown_providers(telemetry):
+        text = (
+            f"provider {', '.join(unknown)} is not known; known is envoy (standard output). What was chosen "
+        )
+        yield Note(telemetry.meta.ref, Reason.UNSUPPORTED_VALUE, text + "without it goes on")
+
+
+def _conflicts(telemetry: Telemetry, older: list[Telemetry]) -> Iterator[Note]:
+    for target in telemetry.targets:
+        first = next((each for each in older if target in each.targets), None)
+        if first is not None:
+            text = f"{target}: {first.meta.ref} is older and counts there"
+            yield Note(telemetry.meta.ref, Reason.SHADOWED, text)
+
+
+def _older(telemetry: Telemetry, registry: Enrolments) -> list[Telemetry]:
+    """Of the same kind of place in the namespace, the oldest first."""
+    objects = registry.index.objects
+    found = [
+        each
+        for ref in registry.index.telemetries(telemetry.meta.namespace)
+        if isinstance(each := objects[ref], Telemetry)
+        and not each.selector
+        and each.is_general == telemetry.is_general
+        and each.meta.age_key < telemetry.meta.age_key
+    ]
+    return sorted(found, key=lambda each: each.meta.age_key)
