@@ -19,7 +19,8 @@ from mesh.lab import pcap
 from mesh.lab.errors import LabCommandError
 
 ETHERTYPE_EXPERIMENT = 0x88B5  # IEEE: for local experiments
-WAIT_S = 5.0
+WAIT_S = 15.0
+REPEAT_S = 0.5  # the kernel may drop a frame that tcpdump is too slow to take, the marker too
 POLL_S = 0.002
 
 
@@ -55,10 +56,16 @@ class Capture:
         token = secrets.token_bytes(32)
         hardware = self._marker.getsockname()[4]
         kind = ETHERTYPE_EXPERIMENT.to_bytes(2, "big")
-        self._marker.send(hardware.ljust(6, b"\0") * 2 + kind + token)
-        deadline = time.monotonic() + WAIT_S
+        frame = hardware.ljust(6, b"\0") * 2 + kind + token
+        self._marker.send(frame)
+        sent = time.monotonic()
+        deadline = sent + WAIT_S
         while token not in self.path.read_bytes():
-            if time.monotonic() > deadline:
+            now = time.monotonic()
+            if now - sent > REPEAT_S:
+                self._marker.send(frame)
+                sent = now
+            if now > deadline:
                 raise LabCommandError("tcpdump does not write what crosses the interface")
             time.sleep(POLL_S)
 
