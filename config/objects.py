@@ -354,11 +354,30 @@ class RateLimit:
 
 
 @dataclass(frozen=True, slots=True)
+class ConnectionLimit:
+    """At node proxies. 0 is no limit; a burst of 0 is as many as in a second."""
+
+    name: str
+    new_per_second: int = 0
+    burst: int = 0
+    open: int = 0
+    bytes_per_second: int = 0
+    burst_bytes: int = 0
+    keys: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class RateLimitPolicy:
+    """`limits` are for waypoints and `connections` for node proxies: of `targets`, else of the workloads that
+    `selector` selects, else of all in the namespace (of the mesh, from the root namespace).
+    """
+
     meta: Meta
     targets: tuple[TargetRef, ...] = ()
     limits: tuple[RateLimit, ...] = ()
     tells: bool = True
+    selector: Mapping[str, str] = field(default_factory=dict)
+    connections: tuple[ConnectionLimit, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -96,6 +96,7 @@ class Ztunnel(ControlProcess):
             max_frame_bytes=data_path.frame_bytes,
             pool_max_streams=data_path.pool_max_streams,
             pool_idle_s=data_path.pool_idle_s,
+            workers=settings.workers,
             is_localhost_app_tunnel=data_path.is_localhost_app_tunnel,
             is_response_baggage_on=data_path.is_response_baggage,
             log_level=self._output.levels.default,

@@ -19,6 +19,8 @@ AUTHENTICATION: Final = TypeUrl("type.googleapis.com/mycelia.waypoint.RequestAut
 FILTER: Final = TypeUrl("type.googleapis.com/mycelia.waypoint.FilterPolicy")
 RATE_LIMIT: Final = TypeUrl("type.googleapis.com/mycelia.waypoint.RateLimitPolicy")
 TELEMETRY: Final = TypeUrl("type.googleapis.com/mycelia.waypoint.Telemetry")
+# For node proxies, by the workload's uid.
+CONNECTION_LIMITS: Final = TypeUrl("type.googleapis.com/mycelia.ztunnel.ConnectionLimits")
 REQUEST_AUTHORIZATION: Final = TypeUrl("type.googleapis.com/mycelia.waypoint.AuthorizationPolicy")
 # What protects or observes at waypoints: a type for each kind of policy, in the order of telling.
 PROTECTION_TYPES: Final = (AUTHENTICATION, REQUEST_AUTHORIZATION, RATE_LIMIT, FILTER, TELEMETRY)

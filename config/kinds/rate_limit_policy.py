@@ -1,19 +1,21 @@
-"""RateLimitPolicy (mycelia.io): how often requests may come (docs/rate-limits.md)."""
+"""RateLimitPolicy (mycelia.io): how often requests and connections may come (docs/rate-limits.md)."""
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Final
+from typing import Annotated, ClassVar, Final, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
 from config import objects
 from config.kinds.istio_schema import Milliseconds
-from config.kinds.schema import Manifest, Model, NonEmpty, complain, fields, refuse
+from config.kinds.schema import Manifest, Model, NonEmpty, Selector, complain, fields, refuse
 from config.kinds.targets import RouteTargetSpec
 
 MAX_LIMITS: Final = 16
 MAX_KEYS: Final = 4
 MAX_NUMBER: Final = 1_000_000_000
+MAX_BYTES: Final = 1_000_000_000_000
+CONNECTION_TARGETS: Final = ("Service", "ServiceEntry")
 PLAIN_KEYS: Final = ("caller", "sourceAddress", "route", "service")
 _PREFIXES: Final = ("header:", "claim:")
 
@@ -24,6 +26,7 @@ def _key(text: str) -> str:
     return text
 
 
+ConnectionKey = Literal["caller", "callerNamespace", "sourceAddress", "port"]
 Number = Annotated[int, Field(ge=1, le=MAX_NUMBER)]
 
 
@@ -67,10 +70,66 @@ class LimitSpec(Strict):
         )
 
 
+class ConnectionSpec(Strict):
+    name: str = ""
+    new_per_second: Number | None = Field(default=None, alias="newPerSecond")
+    burst: Number | None = None
+    open: Number | None = None
+    bytes_per_second: Annotated[int, Field(ge=1024, le=MAX_BYTES)] | None = Field(
+        default=None, alias="bytesPerSecond"
+    )
+    burst_bytes: Annotated[int, Field(ge=1, le=MAX_BYTES)] | None = Field(default=None, alias="burstBytes")
+    by: Annotated[list[ConnectionKey], Field(max_length=MAX_KEYS)] = Field(default_factory=list)
+
+    @model_validator(mode="after")
+    def _check(self) -> ConnectionSpec:
+        if not (self.new_per_second or self.open or self.bytes_per_second):
+            complain("a limit of connections needs newPerSecond, open or bytesPerSecond")
+        if self.burst and not self.new_per_second:
+            complain("burst goes with newPerSecond")
+        if self.burst_bytes:
+            if not self.bytes_per_second:
+                complain("burstBytes goes with bytesPerSecond")
+            if self.burst_bytes * 8 < self.bytes_per_second:
+                complain("burstBytes is less than an eighth of bytesPerSecond: it would not be reached")
+        return self
+
+    def to_object(self, index: int) -> objects.ConnectionLimit:
+        return objects.ConnectionLimit(
+            name=self.name or f"connections[{index}]",
+            new_per_second=self.new_per_second or 0,
+            burst=self.burst or 0,
+            open=self.open or 0,
+            bytes_per_second=self.bytes_per_second or 0,
+            burst_bytes=self.burst_bytes or 0,
+            keys=tuple(self.by),
+        )
+
+
 class RateLimitSpec(Strict):
-    targets: Annotated[list[RouteTargetSpec], Field(min_length=1, max_length=16)] = Field(alias="targetRefs")
-    limits: Annotated[list[LimitSpec], Field(min_length=1, max_length=MAX_LIMITS)]
+    targets: Annotated[list[RouteTargetSpec], Field(max_length=16)] = Field(
+        default_factory=list, alias="targetRefs"
+    )
+    selector: Selector | None = None
+    limits: Annotated[list[LimitSpec], Field(max_length=MAX_LIMITS)] = Field(default_factory=list)
+    connections: Annotated[list[ConnectionSpec], Field(max_length=MAX_LIMITS)] = Field(default_factory=list)
     headers: bool = True
+
+    @model_validator(mode="after")
+    def _check(self) -> RateLimitSpec:
+        if not self.limits and not self.connections:
+            complain("a policy needs limits (of requests, at waypoints) or connections (at node proxies)")
+        if self.limits and not self.targets:
+            complain("limits of requests need targetRefs: they are counted at waypoints")
+        if self.selector is not None and self.targets:
+            complain("selector and targetRefs exclude each other")
+        for target in self.targets if self.connections else ():
+            if target.kind not in CONNECTION_TARGETS:
+                complain(
+                    f"connections are counted at workloads, not at a {target.kind}; allowed with them: "
+                    f"targetRefs to {', '.join(CONNECTION_TARGETS)}, a selector, or neither for all workloads"
+                )
+        return self
 
 
 class RateLimitPolicy(Manifest):
@@ -83,4 +142,6 @@ class RateLimitPolicy(Manifest):
             targets=tuple(target.to_object() for target in self.spec.targets),
             limits=tuple(limit.to_object(index) for index, limit in enumerate(self.spec.limits)),
             tells=self.spec.headers,
+            selector=self.spec.selector.match_labels if self.spec.selector is not None else {},
+            connections=tuple(each.to_object(index) for index, each in enumerate(self.spec.connections)),
         )

@@ -19,6 +19,7 @@ from config.objects import (
     HttpRoute,
     Namespace,
     Pod,
+    RateLimitPolicy,
     Ref,
     Route,
     Service,
@@ -69,6 +70,8 @@ def conditions(registry: Registry) -> list[Condition]:
                 found += of_virtual_service(registry, virtual)
             case BackendTrafficPolicy() | BackendTlsPolicy() as policy:
                 found += of_backend_policy(registry, policy)
+            case RateLimitPolicy() as policy if not policy.limits:
+                pass  # no waypoint has to accept it
             case policy if isinstance(policy, AttachedPolicy) and policy.targets:
                 found.append(of_attached(registry, policy))
             case Telemetry() as telemetry:

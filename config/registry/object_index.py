@@ -30,6 +30,7 @@ from config.objects import (
 from config.registry import workload_source
 from config.registry.backend_policies import BackendPolicies
 from config.registry.host_index import is_matched
+from config.registry.limit_index import LimitIndex
 from config.registry.route_index import RouteIndex
 from config.registry.rule_index import RuleIndex
 from config.registry.selectors import EVERYWHERE, LabelIndex, Labels, SelectorIndex
@@ -84,6 +85,7 @@ class ObjectIndex:
         self.service_selectors: SelectorIndex[Ref] = SelectorIndex()
         self.policy_selectors: SelectorIndex[Ref] = SelectorIndex()
         self.peer_selectors: SelectorIndex[Ref] = SelectorIndex()
+        self.limits = LimitIndex(settings)
         self.claims: dict[str, set[Ref]] = {}  # service name -> the objects that want it
         self.hosts: dict[str, set[Ref]] = {}  # hostname -> the objects that want it, in any namespace
         self.peers: set[Ref] = set()
@@ -306,7 +308,7 @@ class ObjectIndex:
             case Kind.AUTHORIZATION_POLICY.value:
                 self._replace_policy(ref, old, new, dirt)
             case kind if kind in _ATTACHED:
-                self._replace_attached(ref, new, dirt)
+                self._replace_attached(ref, old, new, dirt)
             case Kind.PEER_AUTHENTICATION.value:
                 self._replace_peer(ref, old, new, dirt)
             case _:
@@ -474,13 +476,29 @@ class ObjectIndex:
             dirt.workloads |= set(self._labels.selected(place, selector))
         self.policy_selectors.put(ref, place, after)
 
-    def _replace_attached(self, ref: Ref, new: MeshObject | None, dirt: Dirt) -> None:
+    def _replace_attached(self, ref: Ref, old: MeshObject | None, new: MeshObject | None, dirt: Dirt) -> None:
         self._file(ref, new)
         dirt.policies.add(ref)
+        dirt.workloads |= self._limited(old) | self._limited(new)
+        self.limits.put(ref, new)
         if ref.kind == Kind.TELEMETRY.value:
             # Which of its namespace's is the oldest may be another one now.
             _put_or_discard(self._telemetries, ref.namespace, ref, is_there=new is not None)
             dirt.policies |= self._telemetries.get(ref.namespace, set())
+
+    def _limited(self, policy: MeshObject | None) -> set[str]:
+        """The workloads whose connections it limits."""
+        if not isinstance(policy, objects.RateLimitPolicy) or not policy.connections:
+            return set()
+        ref = policy.meta.ref
+        if policy.targets:
+            found = (self.members(each, self.objects.get(each)) for each in self.limits.services(policy))
+            return set().union(*found)
+        if policy.selector:
+            return set(self._labels.selected(self.limits.place(ref), policy.selector))
+        if ref.namespace == self._settings.root_namespace:
+            return set(self.sources)
+        return set(self._sources_in.get(ref.namespace, set()))
 
     def _attachment(self, policy: MeshObject | None) -> dict[str, str]:
         """The selector by which workloads list the policy; empty if they do not."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from config import keys
 from config.compile.attached import AttachedPolicy, attached_notes, compile_attached
 from config.compile.authorization import compile_policy, policy_key
+from config.compile.connection_limits import compile_connection_limits
 from config.compile.peer_authentication import (
     Levels,
     policy_keys,
@@ -22,6 +23,7 @@ from config.compile.peer_authentication import (
 from config.compile.resource import (
     ADDRESS,
     AUTHORIZATION,
+    CONNECTION_LIMITS,
     WAYPOINT_TYPES,
     Delta,
     Resource,
@@ -39,6 +41,7 @@ from config.objects import (
     Kind,
     MeshObject,
     PeerAuthentication,
+    RateLimitPolicy,
     Ref,
     RequestAuthentication,
     Resolution,
@@ -92,6 +95,7 @@ class Registry:
         self.resources: dict[TypeUrl, dict[str, Resource]] = {
             ADDRESS: {},
             AUTHORIZATION: {},
+            CONNECTION_LIMITS: {},
             **{type_url: {} for type_url in WAYPOINT_TYPES},
         }
         self.compiled = 0
@@ -321,6 +325,10 @@ class Registry:
     def _attached(self, policy: AttachedPolicy) -> tuple[list[Resource], tuple[Note, ...]]:
         ref, attaching = policy.meta.ref, attach_policy(policy, self)
         self._attachments.put(ref, attaching.depends_on)
+        if isinstance(policy, RateLimitPolicy) and not policy.limits:
+            # Waypoints have nothing to do with it: only what is not there at all is worth a word.
+            missing = (each for each in attaching.bound if each.reason is Reason.TARGET_NOT_FOUND)
+            return [], tuple(Note(ref, each.reason, f"{each.target}: {each.text}") for each in missing)
         rules = policy.rules if isinstance(policy, RequestAuthentication) else ()
         self.key_sets.want(ref, rules if attaching.waypoints else ())
         made = []
@@ -484,7 +492,13 @@ class Registry:
             is_ready=self.index.is_ready(source),
             is_captured=self.captured(source) or (source.is_redirected and not source.is_host_network),
         )
-        return [compile_workload(source, around, self._settings)], tuple(notes)
+        made = [compile_workload(source, around, self._settings)]
+        services = {each.service.meta.ref: each.names for each in joined}
+        limits = self.index.limits.of(source.namespace, source.labels, services)
+        limited = compile_connection_limits(uid, source.node, limits)
+        if limited is not None:
+            made.append(limited)
+        return made, tuple(notes)
 
     def enrolment_of(self, source: WorkloadSource) -> Enrolment:
         """Which waypoints connections to the workload's own address go through; looked up anew."""

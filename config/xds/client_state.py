@@ -16,7 +16,7 @@ from typing import Protocol
 
 from google.protobuf import json_format
 
-from config.xds.messages import ADDRESS_TYPE, AUTHORIZATION_TYPE, EVERYTHING
+from config.xds.messages import ADDRESS_TYPE, AUTHORIZATION_TYPE, EVERYTHING, OPTIONAL_TYPES
 from proto.envoy import discovery_pb2 as pb
 
 MAX_ON_DEMAND = 10_000
@@ -102,8 +102,11 @@ class ClientState:
 
     @property
     def is_synced(self) -> bool:
-        """Every type that is asked for as a whole has had an accepted response."""
-        return all(each in self._synced for each in self._types if self._is_wildcard(each))
+        """Every type that is asked for as a whole has had an accepted response; types that not every control
+        plane knows are not waited for.
+        """
+        waited = (each for each in self._types if self._is_wildcard(each) and each not in OPTIONAL_TYPES)
+        return all(each in self._synced for each in waited)
 
     def _is_wildcard(self, type_url: str) -> bool:
         return not (self._is_on_demand and type_url == ADDRESS_TYPE)

@@ -14,6 +14,9 @@ ADDRESS_TYPE: Final = "type.googleapis.com/istio.workload.Address"
 WORKLOAD_TYPE: Final = "type.googleapis.com/istio.workload.Workload"  # the former name of ADDRESS_TYPE
 AUTHORIZATION_TYPE: Final = "type.googleapis.com/istio.security.Authorization"
 SERVICE_ROUTES_TYPE: Final = "type.googleapis.com/mycelia.waypoint.ServiceRoutes"
+CONNECTION_LIMITS_TYPE: Final = "type.googleapis.com/mycelia.ztunnel.ConnectionLimits"
+# Of our own, for clients that other control planes serve too: those need not answer.
+OPTIONAL_TYPES: Final = frozenset({CONNECTION_LIMITS_TYPE})
 EVERYTHING: Final = "*"
 
 

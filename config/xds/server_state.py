@@ -23,6 +23,7 @@ from config.compile.destinations import destination_name, with_subsets_of
 from config.compile.resource import (
     ADDRESS,
     AUTHORIZATION,
+    CONNECTION_LIMITS,
     DESTINATION,
     PROTECTION_TYPES,
     SERVICE_ROUTES,
@@ -205,7 +206,7 @@ class ServerState:
         """What to send now; None if there is nothing, or nothing before the client has answered."""
         policies, addresses = self.watches.get(AUTHORIZATION), self.watches.get(ADDRESS)
         for type_url, watch in self.watches.items():
-            is_known = type_url in (ADDRESS, AUTHORIZATION, *WAYPOINT_TYPES)
+            is_known = type_url in (ADDRESS, AUTHORIZATION, CONNECTION_LIMITS, *WAYPOINT_TYPES)
             if not is_known and watch.must_answer:
                 return self._respond(type_url, watch, system_version, with_removals=True)
         if policies is not None and not policies.in_flight:
@@ -214,6 +215,9 @@ class ServerState:
                 return self._respond(
                     AUTHORIZATION, policies, system_version, with_removals=is_withdrawal_safe
                 )
+        limits = self.watches.get(CONNECTION_LIMITS)
+        if limits is not None and not limits.in_flight and limits.has_news:
+            return self._respond(CONNECTION_LIMITS, limits, system_version, with_removals=True)
         if addresses is not None and not addresses.in_flight:
             is_removal_safe = not _is_busy(self.watches.get(SERVICE_ROUTES))
             has_more = addresses.upserts or addresses.asked or addresses.must_answer

@@ -81,6 +81,12 @@ POLICY_CLOSED = Description(
     Kind.COUNTER,
     "Open connections that were closed because policy does not allow them any more",
 )
+CONNECTION_LIMITS = Description(
+    "mycelia_ztunnel_connection_limits",
+    Kind.COUNTER,
+    "Connections that a limit refused, and waits of connections that it paced",
+    ("policy", "limit", "effect"),
+)
 WORKER_WORKLOADS = Description(
     "mycelia_worker_workloads", Kind.GAUGE, "Workloads served, summed over workers"
 )
@@ -128,7 +134,7 @@ POOL_CONNECTIONS = Description(
 _NAMED = {
     d.sample_name: d
     for d in (
-        *(SOCKETS_OPEN, ON_DEMAND_DNS, POLICY_CLOSED, WORKER_WORKLOADS, POOL_CONNECTIONS),
+        *(SOCKETS_OPEN, ON_DEMAND_DNS, POLICY_CLOSED, CONNECTION_LIMITS, WORKER_WORKLOADS, POOL_CONNECTIONS),
         *(CLIENT_CONNECTIONS, UPSTREAM_CONNECTIONS),
         *(REJECTED_REQUESTS, REFUSED_TUNNELS, FAILED_HANDSHAKES, POLICY_MATCHES),
         *(FILTER_REQUESTS, FILTER_SECONDS),

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from config.compile.resource import (
     ADDRESS,
     AUTHORIZATION,
+    CONNECTION_LIMITS,
     WAYPOINT_TYPES,
     Delta,
     Resource,
@@ -21,6 +22,7 @@ from config.objects import (
     BackendTarget,
     BackendTlsPolicy,
     BackendTrafficPolicy,
+    ConnectionLimit,
     DestinationRule,
     Endpoint,
     EndpointSlice,
@@ -42,6 +44,7 @@ from config.objects import (
     Pod,
     PolicyAction,
     PolicyRule,
+    RateLimitPolicy,
     Ref,
     Resolution,
     Service,
@@ -267,6 +270,18 @@ mesh_objects: st.SearchStrategy[MeshObject] = st.one_of(
         is_dry_run=st.booleans(),
     ),
     st.builds(
+        RateLimitPolicy,
+        metas(Kind.RATE_LIMIT_POLICY),
+        selector=selectors,
+        connections=st.just((ConnectionLimit("l", open=1),)),
+    ),
+    st.builds(
+        RateLimitPolicy,
+        metas(Kind.RATE_LIMIT_POLICY),
+        targets=st.lists(target_refs, min_size=1, max_size=2, unique=True).map(tuple),
+        connections=st.just((ConnectionLimit("l", open=1),)),
+    ),
+    st.builds(
         PeerAuthentication,
         metas(Kind.PEER_AUTHENTICATION),
         selector=selectors,
@@ -419,6 +434,7 @@ class Client:
         self.held: dict[str, dict[str, Resource]] = {
             ADDRESS: {},
             AUTHORIZATION: {},
+            CONNECTION_LIMITS: {},
             **{type_url: {} for type_url in WAYPOINT_TYPES},
         }
 

@@ -6,7 +6,14 @@ from collections.abc import Mapping, Sequence
 
 import pytest
 
-from config.compile.resource import ADDRESS, AUTHORIZATION, DESTINATION, SERVICE_ROUTES, Delta
+from config.compile.resource import (
+    ADDRESS,
+    AUTHORIZATION,
+    CONNECTION_LIMITS,
+    DESTINATION,
+    SERVICE_ROUTES,
+    Delta,
+)
 from config.errors import TooManySubscriptions
 from config.objects import Ref
 from config.settings import MeshSettings
@@ -528,3 +535,13 @@ def test_a_node_proxy_is_told_no_routes() -> None:
     response = server.next_response("1")
     assert response is not None
     assert names(response) == []
+
+
+def test_a_client_does_not_wait_for_a_type_that_the_control_plane_does_not_know() -> None:
+    types = (AUTHORIZATION, CONNECTION_LIMITS, ADDRESS)
+    client = ClientState(NodeInfo.of_ztunnel("n1"), types, Handler())
+    assert [each.type_url for each in client.opening()] == list(types)
+    client.receive(pb.DeltaDiscoveryResponse(type_url=AUTHORIZATION, nonce="1"))
+    assert not client.is_synced
+    client.receive(pb.DeltaDiscoveryResponse(type_url=ADDRESS, nonce="2"))
+    assert client.is_synced

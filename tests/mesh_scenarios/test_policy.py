@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import select
 import socket
 import ssl
@@ -326,3 +327,31 @@ def test_another_namespaces_policy_does_not_count(mesh: Mesh) -> None:
     client, server = mesh.add("client", "alpha"), mesh.add("server", "beta")
     with policy(mesh, "deny-all-there", {"action": "DENY", "rules": [{}]}, in_namespace="elsewhere"):
         assert reaches(mesh, client, server)
+
+
+class TestConnectionLimits:
+    def test_a_limit_on_open_connections_holds_by_caller_and_is_given_back(self, mesh: Mesh) -> None:
+        client, server = mesh.add("limitedcaller", "alpha"), mesh.add("limited", "beta")
+        spec = {"selector": only(server), "connections": [{"name": "one", "open": 1, "by": ["caller"]}]}
+        metadata = {"name": "calm", "namespace": "default"}
+        document = {"apiVersion": "mycelia.io/v1alpha1", "kind": "RateLimitPolicy", "metadata": metadata}
+
+        def held(dump: Document) -> bool:
+            return "RateLimitPolicy/default/calm" in json.dumps(dump["workers"])
+
+        mesh.apply("calm", {**document, "spec": spec})
+        mesh.wait_everywhere("the limit", held)
+        with mesh.listen(server, 8080) as listener, mesh.connect(client, (server.ipv4, 8080)) as near:
+            listener.settimeout(5)
+            near.sendall(b"q")
+            with listener.accept()[0] as far:
+                assert far.recv(1) == b"q"
+                with (
+                    mesh.connect(client, (server.ipv4, 8080)) as second,
+                    contextlib.suppress(ConnectionError),
+                ):
+                    second.sendall(b"q")
+                    assert second.recv(1) == b""
+        mesh.wait("the place given back", lambda: reaches(mesh, client, server))
+        mesh.withdraw("calm")
+        mesh.wait_everywhere("no limit", lambda dump: not held(dump))

@@ -8,12 +8,13 @@ from typing import Final, Protocol
 
 from dataplane.control.resources import HeldResources
 from dataplane.state.model import ADDRESS_TYPE, AUTHORIZATION_TYPE, Workload
-from dataplane.state.store import MeshState
 from proto.mycelia import worker_pb2 as pb
 from transport.spiffe import SpiffeId
+from ztunnel.state.connection_limits import CONNECTION_LIMITS_TYPE, NodeState
 
 # Policies first: a workload whose listed policy has not come yet is denied everything.
-TYPE_URLS: Final = (AUTHORIZATION_TYPE, ADDRESS_TYPE)
+# Limits are of our own control plane: another never answers (or with nothing), which is as good as none.
+TYPE_URLS: Final = (AUTHORIZATION_TYPE, CONNECTION_LIMITS_TYPE, ADDRESS_TYPE)
 
 
 class LocalIdentities(Protocol):
@@ -33,7 +34,7 @@ class Resources(HeldResources):
         send: Callable[[pb.ToWorker], None],
         on_change: Callable[[], None],
     ) -> None:
-        self.state = MeshState(self._on_workload)
+        self.state = NodeState(self._on_workload)
         super().__init__(self.state, TYPE_URLS, send, on_change)
         self._node = node
         self._identities = identities

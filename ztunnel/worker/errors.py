@@ -51,6 +51,13 @@ class PolicyChanged(MeshError):
     blame = Blame.POLICY
 
 
+class ConnectionLimited(MeshError):
+    """A limit on connections to the workload has no room for another."""
+
+    code = "MYC-4518"
+    blame = Blame.POLICY
+
+
 class ApplicationUnreachable(MeshError):
     """The TCP connection to the application did not come about in time."""
 
@@ -61,6 +68,7 @@ class ApplicationUnreachable(MeshError):
 _FLAGS: tuple[tuple[type[MeshError], str], ...] = (
     (PolicyDenied, labels.DENY),
     (PolicyChanged, labels.DENY),
+    (ConnectionLimited, labels.RATE_LIMITED),
     (IdentityUnavailable, labels.IDENTITY_ERROR),
     (HboneConnectTimeout, labels.NETWORK_POLICY),
     (HboneProtocolError, labels.H2_HANDSHAKE_FAILURE),

@@ -22,10 +22,12 @@ from transport.hbone.proxy_header import proxy_header
 from transport.hbone.relay import Relay
 from transport.hbone.server import HboneServerConnection, ServerTrust
 from transport.hbone.tunnel import TunnelStream
+from ztunnel.state.connection_limits import Gate, Refused
 from ztunnel.state.inbound import InboundTarget, Refusal, spoofed_source
 from ztunnel.state.rbac import Verdict
 from ztunnel.worker.app_connect import AppConnect, connect
-from ztunnel.worker.errors import PolicyChanged, PolicyDenied, response_flag
+from ztunnel.worker.errors import ConnectionLimited, PolicyChanged, PolicyDenied, response_flag
+from ztunnel.worker.limit_counts import IS_REFUSED
 from ztunnel.worker.plans import InboundPlan
 
 if TYPE_CHECKING:
@@ -128,7 +130,7 @@ class InboundServer:
             authority = request.authority.decode("ascii", "replace")
             self._log_refused(pump.peer_address, pump.local_address, target.reason, authority=authority)
             return
-        InboundTunnel(proxy, pump.peer_address, tunnel, plan).open(target)
+        proxy.inbound_tunnel(pump.peer_address, tunnel, plan).open(target)
 
     def on_bad_request(self, connection: HboneServerConnection, request: MalformedRequest) -> None:
         pump = connection.pump
@@ -150,9 +152,11 @@ class InboundTunnel(Relay):
         "_connect",
         "_counted_down",
         "_counted_up",
+        "_gate",
         "_greeting",
         "_peer",
         "_proxy",
+        "_refused",
         "_started",
         "_verdict",
         "plan",
@@ -173,6 +177,8 @@ class InboundTunnel(Relay):
         self._counted_up = 0
         self._counted_down = 0
         self._verdict: Verdict | None = None  # the one that ended it
+        self._gate: Gate | None = None  # that let it in
+        self._refused: Refused | None = None  # by a limit
         self._is_peer_ended = tunnel.is_remote_ended
 
     def open(self, target: InboundTarget) -> None:
@@ -184,6 +190,8 @@ class InboundTunnel(Relay):
             tunnel.refuse(plain_headers(401))
             self._deny(plan.verdict)
             return
+        if plan.gate is not None and not self._is_admitted(plan.gate, tunnel):
+            return
         if target.proxy_destination is not None:
             self._greeting = proxy_header(self._peer, target.proxy_destination, plan.identity)
         self._connect = connect(
@@ -194,6 +202,17 @@ class InboundTunnel(Relay):
             source_ip=spoofed_source(self._peer[0], target, is_spoofing=proxy.network.is_spoofing),
             timeout_s=proxy.shared.settings.connect_timeout_s,
         )
+
+    def _is_admitted(self, gate: Gate, tunnel: TunnelStream) -> bool:
+        refused = gate.admit(self.reactor.now)
+        if refused is None:
+            self._gate = gate
+            return True
+        self._refused = refused
+        self._proxy.shared.limit_counts.count(refused.policy, refused.limit, IS_REFUSED)
+        tunnel.refuse(plain_headers(429))
+        self._finish(ConnectionLimited(f"connection refused by a limit: {refused}"))
+        return False
 
     def recheck(self, verdict: Verdict) -> None:
         """Policy has changed: end the tunnel if it is not allowed any more (facts 4.7)."""
@@ -251,6 +270,9 @@ class InboundTunnel(Relay):
         proxy, plan = self._proxy, self.plan
         shared = proxy.shared
         proxy.inbound.discard(self)
+        gate, self._gate = self._gate, None
+        if gate is not None:
+            gate.release()
         self.count()
         flag = "-" if error is None else response_flag(error)
         plan.series.ended(flag)
@@ -266,7 +288,7 @@ class InboundTunnel(Relay):
                     duration_s=shared.reactor.now - self._started,
                     error="" if error is None else error.text,
                     response_flags=flag,
-                    policy=verdict.policy,
+                    policy=verdict.policy if self._refused is None else self._refused.title,
                 ),
             )
         self.tunnel = None

@@ -12,12 +12,22 @@ from dataplane.worker.flows import COMPLETE, FAILED, REFUSED, FlowTemplate
 from proto.mycelia import worker_pb2 as pb
 from transport.errors import MeshError
 from transport.sockets import original_destination
+from ztunnel.state.connection_limits import Gate, Refused
 from ztunnel.state.inbound import InboundTarget, is_illegal_inbound, spoofed_source
 from ztunnel.state.rbac import Verdict
 from ztunnel.worker.app_connect import AppConnect, connect
-from ztunnel.worker.errors import PolicyChanged, PolicyDenied, SelfCall, UnknownSource, response_flag
+from ztunnel.worker.errors import (
+    ConnectionLimited,
+    PolicyChanged,
+    PolicyDenied,
+    SelfCall,
+    UnknownSource,
+    response_flag,
+)
+from ztunnel.worker.limit_counts import IS_REFUSED
+from ztunnel.worker.paced_pump import PacedPump
 from ztunnel.worker.plans import InboundPlan
-from ztunnel.worker.tcp_pump import TcpPump
+from ztunnel.worker.tcp_pump import TcpPump, reset_at_close
 
 if TYPE_CHECKING:
     from ztunnel.worker.workload import WorkloadProxy
@@ -83,10 +93,12 @@ class Passthrough:
         "_connect",
         "_counted_down",
         "_counted_up",
+        "_gate",
         "_is_over",
         "_peer",
         "_proxy",
         "_pump",
+        "_refused",
         "_started",
         "_verdict",
         "plan",
@@ -106,6 +118,8 @@ class Passthrough:
         self._counted_down = 0
         self._is_over = False
         self._verdict: Verdict | None = None
+        self._gate: Gate | None = None  # that let it in
+        self._refused: Refused | None = None  # by a limit
 
     def open(self) -> None:
         proxy, plan = self._proxy, self.plan
@@ -114,6 +128,8 @@ class Passthrough:
         if not plan.verdict.is_allowed:
             self._verdict = plan.verdict
             self._on_over(PolicyDenied(f"connection closed due to policy rejection: {plan.verdict.reason}"))
+            return
+        if plan.gate is not None and not self._is_admitted(plan.gate):
             return
         target = plan.target
         assert isinstance(target, InboundTarget)
@@ -125,6 +141,20 @@ class Passthrough:
             source_ip=spoofed_source(self._peer[0], target, is_spoofing=proxy.network.is_spoofing),
             timeout_s=proxy.shared.settings.connect_timeout_s,
         )
+
+    def _is_admitted(self, gate: Gate) -> bool:
+        """Else the client gets a reset: plaintext has no other way to say no."""
+        shared = self._proxy.shared
+        refused = gate.admit(shared.reactor.now)
+        if refused is None:
+            self._gate = gate
+            return True
+        self._refused = refused
+        shared.limit_counts.count(refused.policy, refused.limit, IS_REFUSED)
+        if self._app is not None:
+            reset_at_close(self._app)
+        self._on_over(ConnectionLimited(f"connection refused by a limit: {refused}"))
+        return False
 
     def recheck(self, verdict: Verdict) -> None:
         """Policy has changed: end the connection if it is not allowed any more (facts 4.7)."""
@@ -166,6 +196,19 @@ class Passthrough:
         shared = self._proxy.shared
         shared.note_opened(self.plan.flow, self._peer)
         self._app = None
+        paced = self._gate.paced if self._gate is not None else ()
+        if paced:
+            self._pump = PacedPump(
+                shared.reactor,
+                app,
+                found,
+                self._on_over,
+                buffer=shared.buffer.plain,
+                pipes=shared.pipes,
+                pace=self._proxy.paces.pace(paced),
+                is_reset_kept=shared.settings.is_reset_kept,
+            )
+            return
         self._pump = TcpPump(
             shared.reactor,
             app,
@@ -186,6 +229,9 @@ class Passthrough:
         shared = proxy.shared
         proxy.inbound.discard(self)
         proxy.release_inbound()
+        gate, self._gate = self._gate, None
+        if gate is not None:
+            gate.release()
         self.count()
         flag = response_flag(error)
         plan.series.ended(flag)
@@ -200,7 +246,7 @@ class Passthrough:
                 duration_s=shared.reactor.now - self._started,
                 error="" if error is None else error.text,
                 response_flags=flag,
-                policy=verdict.policy,
+                policy=verdict.policy if self._refused is None else self._refused.title,
             ),
         )
         self._pump = None

@@ -22,6 +22,7 @@ from transport.hbone.connect import ConnectRequest, Headers, RequestTemplate
 from transport.hbone.connection import plain_headers
 from transport.hbone.pool import PoolKey
 from transport.spiffe import SpiffeId
+from ztunnel.state.connection_limits import Gate
 from ztunnel.state.inbound import InboundTarget, Refusal, resolve_inbound
 from ztunnel.state.rbac import Verdict, authorize
 from ztunnel.state.routing import Protocol, Route
@@ -87,6 +88,7 @@ class InboundPlan:
     series: TrafficSeries
     flow: FlowTemplate
     identity: SpiffeId | None
+    gate: Gate | None = None  # the limits that it falls under, if any
 
 
 _NO_VERDICT = Verdict(is_allowed=False)

@@ -29,6 +29,8 @@ class WorkerSettings:
     hbone_port: int = 15008
     # The port that other nodes' proxies take HBONE on; differs from `hbone_port` only on loopback.
     peer_hbone_port: int = 15008
+    # Of this node, all alike: each has its share of every limit.
+    workers: int = 1
     illegal_ports: tuple[int, ...] = (15001, 15006, 15008)
     # Which of the three listeners to open: "outbound", "inbound", "hbone".
     listeners: tuple[str, ...] = ("outbound", "inbound", "hbone")

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from dataplane.state.model import socket_text
-from dataplane.state.store import MeshState
 from dataplane.worker.counters import TrafficTable
 from dataplane.worker.credentials import CredentialStore
 from dataplane.worker.flows import OPENED, FlowQueue, FlowTemplate
@@ -14,7 +13,9 @@ from dataplane.worker.resolver import Resolver
 from proto.mycelia import worker_pb2 as pb
 from transport.hbone.frame_buffer import FrameBuffer
 from transport.reactor import Reactor
+from ztunnel.state.connection_limits import NodeState
 from ztunnel.state.routing import RoutingContext
+from ztunnel.worker.limit_counts import LimitCounts
 from ztunnel.worker.settings import WorkerSettings
 from ztunnel.worker.tcp_pump import PipeStock
 
@@ -27,7 +28,7 @@ class Shared:
 
     reactor: Reactor
     settings: WorkerSettings
-    state: MeshState
+    state: NodeState
     routing: RoutingContext
     credentials: CredentialStore
     traffic: TrafficTable
@@ -36,6 +37,7 @@ class Shared:
     resolver: Resolver
     pipes: PipeStock
     buffer: FrameBuffer
+    limit_counts: LimitCounts = field(default_factory=LimitCounts)
     is_draining: bool = False
     open_connections: int = 0
     outbound_sockets: int = 0

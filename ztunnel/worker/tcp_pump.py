@@ -27,6 +27,12 @@ _SPLICE_FLAGS = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
 _LINGER_RESET = struct.pack("ii", 1, 0)
 
 
+def reset_at_close(sock: socket.socket) -> None:
+    """Its peer will see a reset instead of an orderly end."""
+    with contextlib.suppress(OSError):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RESET)
+
+
 class PipeStock:
     """Pipes for splicing, made on demand and kept for the next; at most `limit` are out or kept."""
 
@@ -191,8 +197,7 @@ class TcpPump:
         for end in self._ends:
             end.registration.close(is_fd_closing=True)
             if is_reset:
-                with contextlib.suppress(OSError):
-                    end.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RESET)
+                reset_at_close(end.sock)
             end.sock.close()
         on_over = self._on_over
         del self._on_over
@@ -206,7 +211,7 @@ class TcpPump:
             if direction.pipe is not None:
                 self._splice(direction)
             else:
-                self._copy(direction)
+                self._copy(direction, self._buffer)
         except (BlockingIOError, InterruptedError):
             return
         except OSError as error:
@@ -233,8 +238,7 @@ class TcpPump:
             else:
                 direction.source.registration.resume()
 
-    def _copy(self, direction: _Direction) -> None:
-        buffer = self._buffer
+    def _copy(self, direction: _Direction, buffer: memoryview) -> None:
         count = direction.source.sock.recv_into(buffer)
         if not count:
             self._end_read(direction)

@@ -11,7 +11,6 @@ import socket
 from collections.abc import Iterator, Sequence
 
 from dataplane.state.model import Workload
-from dataplane.state.store import MeshState
 from dataplane.worker.base import DataWorker, named
 from dataplane.worker.counters import TrafficTable
 from dataplane.worker.errors import ConnectionDrained
@@ -22,6 +21,7 @@ from transport.errors import MeshError
 from transport.hbone.frame_buffer import FrameBuffer
 from transport.netns import NetworkNamespace
 from transport.reactor import Reactor
+from ztunnel.state.connection_limits import NodeState
 from ztunnel.state.routing import RoutingContext
 from ztunnel.worker.recheck import PolicyRecheck
 from ztunnel.worker.settings import WorkerSettings
@@ -39,7 +39,7 @@ class Worker(DataWorker[WorkerSettings]):
 
     def __init__(self, reactor: Reactor, control: socket.socket) -> None:
         super().__init__(reactor, control)
-        self._state = MeshState(self._on_workload_change)
+        self._state = NodeState(self._on_workload_change)
         self._proxies: dict[str, WorkloadProxy] = {}
         self._recheck = PolicyRecheck(self._slices, self._state, self._proxies.values)
         self._policy_generation = 0
@@ -137,6 +137,7 @@ class Worker(DataWorker[WorkerSettings]):
                 "mycelia_worker_pool_connections",
                 sum(p.pool.open_connections for p in self._proxies.values()),
             ),
+            *shared.limit_counts.stats(),
         ]
         yield from shared.traffic.parts(request_id, others)
 
@@ -145,6 +146,9 @@ class Worker(DataWorker[WorkerSettings]):
         return {
             "workloadState": {uid: proxy.describe(limit) for uid, proxy in self._proxies.items()},
             "openConnections": self._shared.open_connections,
+            "connectionLimits": {
+                uid: [str(policy) for policy in policies] for uid, policies in self._state.limits().items()
+            },
             "stateGeneration": self._state.generation,
         }
 

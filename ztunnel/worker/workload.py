@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dataplane.state.model import Workload
 from dataplane.worker.acceptor import Acceptor, Starter
@@ -17,13 +17,17 @@ from transport.errors import MeshError
 from transport.hbone.connect import ConnectRequest, Headers
 from transport.hbone.pool import HbonePool
 from transport.hbone.server import HboneServerConnection
+from transport.hbone.tunnel import TunnelStream
 from transport.netns import NetworkNamespace
 from transport.reactor import Timer
 from transport.sockets import Listener, begin_connect, open_listener, set_accepted_options
+from ztunnel.state.connection_limits import LimitBook
 from ztunnel.state.routing import Route
 from ztunnel.worker.inbound_hbone import InboundServer, InboundTunnel
 from ztunnel.worker.namespace import WorkloadNetwork
 from ztunnel.worker.outbound import OutboundTcp, OutboundTunnel, start_outbound
+from ztunnel.worker.paced_tunnel import PacedTunnel
+from ztunnel.worker.pacing import PaceBook
 from ztunnel.worker.passthrough import Passthrough, start_passthrough
 from ztunnel.worker.plans import (
     MAX_PLANS,
@@ -88,6 +92,8 @@ class WorkloadProxy:
         self._outbound_plans: dict[tuple[object, ...], OutboundPlan] = {}
         self.fixed_plans: dict[tuple[str, int], OutboundPlan] = {}  # valid after own_workload()
         self._inbound_plans: dict[tuple[object, ...], InboundPlan] = {}
+        self._limits = LimitBook(max(settings.workers, 1))
+        self.paces = PaceBook(shared.reactor, shared.limit_counts)
         self._accept_headers: Headers = []
         self._waiting: list[_StateWaiter] = []
         self._state_timer: Timer | None = None
@@ -154,6 +160,7 @@ class WorkloadProxy:
         for connection in list(self.server_connections):
             connection.close(error=error)
         self.pool.close(error)
+        self.paces.close()
         if self._state_timer is not None:
             self._state_timer.cancel()
         waiting, self._waiting = self._waiting, []
@@ -196,6 +203,7 @@ class WorkloadProxy:
         own = self.shared.state.local_workload(
             info.name, info.namespace, info.service_account, self.shared.settings.node
         )
+        self._limits.retain(self.shared.state.limits_of(own.uid) if own is not None else ())
         if own is not self._own:
             self._own = own
             self._accept_headers = (
@@ -273,9 +281,13 @@ class WorkloadProxy:
                 settings=self.shared.settings,
                 traffic=self.shared.traffic,
             )
-            self._keep(key, plan)
-            self._note_dry_run(plan)
+            plan = self._keep(key, plan)
         return plan
+
+    def inbound_tunnel(self, peer: tuple[str, int], tunnel: TunnelStream, plan: InboundPlan) -> InboundTunnel:
+        if plan.gate is not None and (paced := plan.gate.paced):
+            return PacedTunnel(self, peer, tunnel, plan, self.paces.pace(paced))
+        return InboundTunnel(self, peer, tunnel, plan)
 
     def passthrough_plan(self, peer_ip: str, destination: tuple[str, int], own: Workload) -> InboundPlan:
         key = (peer_ip, destination)
@@ -289,8 +301,7 @@ class WorkloadProxy:
                 settings=self.shared.settings,
                 traffic=self.shared.traffic,
             )
-            self._keep(key, plan)
-            self._note_dry_run(plan)
+            plan = self._keep(key, plan)
         return plan
 
     def _note_dry_run(self, plan: InboundPlan) -> None:
@@ -299,10 +310,16 @@ class WorkloadProxy:
                 "info", "policy_dry_run", workload=self.info.uid, notes=list(plan.verdict.dry_run)
             )
 
-    def _keep(self, key: tuple[object, ...], plan: InboundPlan) -> None:
+    def _keep(self, key: tuple[object, ...], plan: InboundPlan) -> InboundPlan:
+        """With the limits that hold for it."""
+        limits = self.shared.state.limits_of(plan.own.uid)
+        if limits and plan.connection is not None:
+            plan = replace(plan, gate=self._limits.gate(limits, plan.connection, plan.own))
         if len(self._inbound_plans) >= MAX_PLANS:
             self._inbound_plans.clear()
         self._inbound_plans[key] = plan
+        self._note_dry_run(plan)
+        return plan
 
     def accept_headers(self, own: Workload) -> Headers:
         if own is self._own:

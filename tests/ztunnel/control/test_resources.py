@@ -23,6 +23,7 @@ from proto.mycelia import worker_pb2 as pb
 from tests.dataplane.control.fakes import Identities
 from tests.dataplane.state.builders import address, service, workload
 from ztunnel.control.resources import Resources
+from ztunnel.state.connection_limits import CONNECTION_LIMITS_TYPE
 
 
 class Bench:
@@ -51,7 +52,11 @@ def test_accepted_resources_are_kept_and_forwarded_and_refused_ones_are_not() ->
     bad.tunnel_protocol = workload_pb2.LEGACY_ISTIO_MTLS
     assert set(bench.apply(workload("good"), bad)) == {"bad"}
     assert bench.forwarded() == [(["good"], [])]
-    assert bench.resources.versions() == {AUTHORIZATION_TYPE: {}, ADDRESS_TYPE: {"good": "v1"}}
+    assert bench.resources.versions() == {
+        AUTHORIZATION_TYPE: {},
+        CONNECTION_LIMITS_TYPE: {},
+        ADDRESS_TYPE: {"good": "v1"},
+    }
     assert bench.changes == 1
 
 

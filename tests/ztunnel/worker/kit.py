@@ -22,9 +22,11 @@ from dataplane.ipc import MessageReader, encode
 from dataplane.state.labels import LABEL_NAMES
 from dataplane.state.model import ADDRESS_TYPE, AUTHORIZATION_TYPE
 from proto.istio import authorization_pb2, workload_pb2
+from proto.mycelia import connection_limit_pb2
 from proto.mycelia import worker_pb2 as pb
 from tests.kit.certificates import issue, shared_root
 from transport.spiffe import SpiffeId
+from ztunnel.state.connection_limits import CONNECTION_LIMITS_TYPE
 from ztunnel.worker.settings import WorkerSettings
 
 PATIENCE_S = 15.0
@@ -136,6 +138,14 @@ class ScriptedControl:
             for message in messages
         ]
         self.send(resources=pb.Resources(type_url=AUTHORIZATION_TYPE, upserts=upserts, removed=removed))
+
+    def limits(self, account: str, *limits: connection_limit_pb2.ConnectionLimits.Limit) -> None:
+        """All that limits connections to a workload: one policy `shop/calm`."""
+        name = f"cluster/{account}"
+        policy = connection_limit_pb2.ConnectionLimits.Policy(namespace="shop", name="calm", limits=limits)
+        message = connection_limit_pb2.ConnectionLimits(uid=name, policies=[policy])
+        upserts = [pb.Resources.Resource(name=name, value=message.SerializeToString())]
+        self.send(resources=pb.Resources(type_url=CONNECTION_LIMITS_TYPE, upserts=upserts))
 
     def credential(self, account: str) -> None:
         chain, key = issue(shared_root(), str(identity(account)))
