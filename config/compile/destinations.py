@@ -193,7 +193,8 @@ class _Compilation:
         locality = self._locality(policy)
         if locality is not None:
             made.locality.CopyFrom(locality)
-        made.refusal = ", ".join(filter(None, (policy.tls, policy.unsupported)))
+        refused = ", ".join(filter(None, (policy.tls, policy.unsupported)))
+        made.refusal = f"{refused} is not supported" if refused else ""
         return made
 
     def _locality(self, policy: Policy) -> pb.Locality | None:

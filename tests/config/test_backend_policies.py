@@ -87,7 +87,7 @@ def refusals(*texts: str) -> dict[int, str]:
     }
 
 
-REFUSED = "BackendTLSPolicy shop/p"
+REFUSED = "BackendTLSPolicy shop/p is not supported"
 
 
 @pytest.mark.parametrize(

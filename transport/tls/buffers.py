@@ -37,6 +37,16 @@ class TlsBuffers:
         self.last_inline_handshake = -1.0  # reactor.now of the pass that did one in the loop
 
 
+class InnerBuffers(TlsBuffers):
+    """For connections within others': those others' buffers are in use while these are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_busy = False  # a handler is reading `plain`
+
+
+# Held here and nowhere in a cycle: the garbage collector of CPython 3.11 crashes over views of a mmap.
+_inner_of_reactor: weakref.WeakKeyDictionary[Reactor, InnerBuffers] = weakref.WeakKeyDictionary()
 _of_reactor: weakref.WeakKeyDictionary[Reactor, TlsBuffers] = weakref.WeakKeyDictionary()
 
 
@@ -44,4 +54,11 @@ def buffers_of(reactor: Reactor) -> TlsBuffers:
     buffers = _of_reactor.get(reactor)
     if buffers is None:
         buffers = _of_reactor[reactor] = TlsBuffers()
+    return buffers
+
+
+def inner_buffers_of(reactor: Reactor) -> InnerBuffers:
+    buffers = _inner_of_reactor.get(reactor)
+    if buffers is None:
+        buffers = _inner_of_reactor[reactor] = InnerBuffers()
     return buffers

@@ -31,8 +31,8 @@ def make_context(
     `roots_pem` may hold any number of trust anchors; an issuing CA in it is an anchor too. Raises
     TlsSettingsInvalid, also when the key is not the leaf's.
     """
-    chain = [certificate for pem in chain_pem for certificate in _certificates(pem, "certificate chain")]
-    roots = _certificates(roots_pem, "root bundle")
+    chain = [certificate for pem in chain_pem for certificate in certificates(pem, "certificate chain")]
+    roots = certificates(roots_pem, "root bundle")
     if not chain or not roots:
         raise TlsSettingsInvalid(
             "the certificate chain and the root bundle must hold at least one certificate"
@@ -40,14 +40,15 @@ def make_context(
     context = SSL.Context(SSL.TLS_SERVER_METHOD if is_server else SSL.TLS_CLIENT_METHOD)
     try:
         _set_protocol(context, is_server=is_server)
-        _set_credential(context, chain, key_pem)
-        _set_trust(context, roots)
+        set_credential(context, chain, key_pem)
+        set_trust(context, roots)
     except (SSL.Error, crypto.Error) as error:
         raise TlsSettingsInvalid(f"OpenSSL refuses the TLS settings: {error}") from error
     return context
 
 
-def _certificates(pem: str | bytes, what: str) -> list[x509.Certificate]:
+def certificates(pem: str | bytes, what: str) -> list[x509.Certificate]:
+    """All of a PEM text; none in a blank one. Raises TlsSettingsInvalid, naming `what`."""
     data = pem.encode() if isinstance(pem, str) else pem
     if not data.strip():
         return []
@@ -75,7 +76,8 @@ def _set_protocol(context: SSL.Context, *, is_server: bool) -> None:
         context.set_alpn_protos([ALPN])
 
 
-def _set_credential(context: SSL.Context, chain: list[x509.Certificate], key_pem: bytes) -> None:
+def set_credential(context: SSL.Context, chain: list[x509.Certificate], key_pem: bytes) -> None:
+    """Present `chain`, leaf first; raises TlsSettingsInvalid or SSL.Error."""
     try:
         key = load_pem_private_key(key_pem, None)
     except (ValueError, TypeError) as error:
@@ -96,7 +98,8 @@ def _set_credential(context: SSL.Context, chain: list[x509.Certificate], key_pem
     context.check_privatekey()
 
 
-def _set_trust(context: SSL.Context, roots: list[x509.Certificate]) -> None:
+def set_trust(context: SSL.Context, roots: list[x509.Certificate]) -> None:
+    """Demand a peer whose chain leads to one of `roots`, an issuing CA among them too."""
     store = context.get_cert_store()
     if store is None:
         raise TlsSettingsInvalid("OpenSSL gave the context no certificate store")

@@ -12,6 +12,7 @@ queue: pyOpenSSL does that when it raises.
 from __future__ import annotations
 
 import enum
+from collections.abc import Sequence
 from typing import Any, Final
 
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -50,12 +51,25 @@ class TlsEngine:
 
     __slots__ = ("_buffers", "_connection", "_from_ssl", "_into_ssl", "_ssl", "plain_bytes")
 
-    def __init__(self, context: SSL.Context, buffers: TlsBuffers, *, is_server: bool) -> None:
+    def __init__(
+        self,
+        context: SSL.Context,
+        buffers: TlsBuffers,
+        *,
+        is_server: bool,
+        server_name: bytes = b"",
+        alpn: Sequence[bytes] = (),
+    ) -> None:
+        """A client may name the server it wants, and offer protocols in place of the context's."""
         connection = SSL.Connection(context)
         if is_server:
             connection.set_accept_state()
         else:
             connection.set_connect_state()
+            if server_name:
+                connection.set_tlsext_host_name(server_name)
+            if alpn:
+                connection.set_alpn_protos(list(alpn))
         self._connection = connection
         self._ssl = connection._ssl
         self._into_ssl = connection._into_ssl
@@ -85,6 +99,11 @@ class TlsEngine:
     def feed(self, size: int, start: int = 0) -> None:
         """Take in `size` bytes of buffers.cipher from `start`."""
         if _bio_write(self._into_ssl, self._buffers.cipher_pointer + start, size) != size:
+            raise MemoryError("OpenSSL's input buffer cannot grow")
+
+    def feed_view(self, data: memoryview) -> None:
+        """Take in `data`, wherever it lies: for ciphertext that came over another stream."""
+        if _bio_write(self._into_ssl, _from_buffer(data), len(data)) != len(data):
             raise MemoryError("OpenSSL's input buffer cannot grow")
 
     def decrypt(self, size: int = 0) -> Decrypted:

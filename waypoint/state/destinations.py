@@ -10,6 +10,7 @@ from typing import Final, TypeAlias
 from google.protobuf.message import DecodeError
 
 from proto.mycelia import waypoint_pb2 as pb
+from waypoint.state.client_tls import ClientTls, client_tls
 from waypoint.state.errors import RoutesRejected
 from waypoint.state.hashing import MAGLEV_SIZE, is_prime
 from waypoint.state.locality import LocalityPolicy, locality_policy
@@ -110,6 +111,7 @@ class TrafficPolicy:
     pool: ConnectionPool = field(default_factory=ConnectionPool)
     locality: LocalityPolicy | None = None  # None: as the service says
     retry_budget: RetryBudget | None = None
+    tls: ClientTls | None = None  # None: what is sent is not encrypted, other than by the tunnel
     refusal: str = ""  # why nothing may be sent there
 
     @property
@@ -189,6 +191,14 @@ def _policy(message: pb.TrafficPolicy) -> TrafficPolicy:
         algorithm = Algorithm(message.balancer)
     except ValueError as error:
         raise RoutesRejected(f"unknown balancer {message.balancer}") from error
+    refusal = message.refusal
+    tls = None
+    if message.HasField("tls"):
+        # No reason to reject the message: then the version before it, perhaps one without TLS, would hold.
+        try:
+            tls = client_tls(message.tls)
+        except RoutesRejected as error:
+            refusal = ", ".join(filter(None, (refusal, error.text)))
     return TrafficPolicy(
         algorithm=algorithm,
         hash_key=_hash_key(message.hash_key) if message.HasField("hash_key") else None,
@@ -207,7 +217,8 @@ def _policy(message: pb.TrafficPolicy) -> TrafficPolicy:
             if message.HasField("retry_budget")
             else None
         ),
-        refusal=message.refusal,
+        tls=tls,
+        refusal=refusal,
     )
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from dataplane.state.model import Workload
 from transport.spiffe import SpiffeId
 from waypoint.state.circuit import Circuit
+from waypoint.state.client_tls import ClientTls
 
 
 class Application(enum.Enum):
@@ -27,10 +28,20 @@ class Endpoint:
     `application` None: whatever the client speaks. `identities`: who may answer over HBONE; empty: plain TCP.
     `hbone_address` is the tunnel's other end, by default port 15008 of the endpoint itself. A host in
     `address` that is no IP address is a name to be resolved. `circuit` holds the limits and settings that
-    its connections are under; None: the worker's own.
+    its connections are under; None: the worker's own. `tls` is spoken to it,
+    inside the tunnel where there is one.
     """
 
-    __slots__ = ("_hash", "_key", "address", "application", "circuit", "hbone_address", "identities")
+    __slots__ = (
+        "_hash",
+        "_key",
+        "address",
+        "application",
+        "circuit",
+        "hbone_address",
+        "identities",
+        "tls",
+    )
 
     def __init__(
         self,
@@ -39,13 +50,16 @@ class Endpoint:
         identities: tuple[SpiffeId, ...] = (),
         hbone_address: tuple[str, int] | None = None,
         circuit: Circuit | None = None,
+        *,
+        tls: ClientTls | None = None,
     ) -> None:
         self.address = address
         self.application = application
         self.identities = identities
         self.hbone_address = hbone_address
         self.circuit = circuit
-        self._key = (address, application, identities, hbone_address, circuit)
+        self.tls = tls
+        self._key = (address, application, identities, hbone_address, tls, circuit)
         self._hash = hash(self._key)
 
     def __hash__(self) -> int:

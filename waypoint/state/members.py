@@ -68,7 +68,7 @@ def find_members(
     `known` has the answers of before for the same `wanted`: a change costs little for all that stay.
     """
     if wanted.policy.refusal:
-        problems.append(f"nothing may go there: {wanted.policy.refusal} is not supported")
+        problems.append(f"nothing may go there: {wanted.policy.refusal}")
         return ()
     found = _usable(workloads, wanted, problems, known)
     locality = wanted.policy.locality
@@ -134,7 +134,9 @@ def endpoint_of(workload: Workload, port: int, wanted: Wanted, family: str) -> E
     if not host:
         return None
     identities = (*wanted.service.identities, workload.identity) if workload.is_hbone else ()
-    return Endpoint((host, port), wanted.application, identities, circuit=wanted.circuit)
+    return Endpoint(
+        (host, port), wanted.application, identities, circuit=wanted.circuit, tls=wanted.policy.tls
+    )
 
 
 def _preference(workload: Workload, wanted: Wanted) -> int | None:

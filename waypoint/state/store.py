@@ -263,7 +263,7 @@ class WaypointState:
             return None
         workload = self.mesh.workload_by_ip(self.place.network, ip)
         if workload is None:
-            return Endpoint(address, cluster.application, circuit=cluster.circuit)
+            return Endpoint(address, cluster.application, circuit=cluster.circuit, tls=cluster.policy.tls)
         wanted = Wanted(service, port, cluster.policy, cluster.application, cluster.circuit, self.place)
         return endpoint_of(workload, port, wanted, ip)
 

@@ -93,11 +93,12 @@ def of_local(answer: LocalAnswer) -> Answer:
     )
 
 
-def refused_before_response(flag: str, reason: str, status: int = 503) -> Answer:
-    """The upstream failed before its response began; `reason` is snake_case."""
+def refused_before_response(flag: str, reason: str, status: int = 503, *, details: str = "") -> Answer:
+    """The upstream failed before its response began; `reason` is snake_case, and what the client is told.
+    `details` says more to the log."""
     return Answer(
         status,
-        f"upstream_reset_before_response_started{{{reason}}}",
+        f"upstream_reset_before_response_started{{{details or reason}}}",
         flag,
         b"upstream connect error or disconnect/reset before headers. reset reason: "
         + reason.replace("_", " ").encode(),

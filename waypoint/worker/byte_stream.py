@@ -37,7 +37,9 @@ class StreamHandler(Protocol):
 class ByteStream(Protocol):
     """One end of a byte stream. Inert until `start`."""
 
-    backlog_bytes: int
+    @property
+    def backlog_bytes(self) -> int:
+        """What was written and the carrier has not taken."""
 
     @property
     def is_congested(self) -> bool:

@@ -17,7 +17,7 @@ from transport.hbone.tunnel import TunnelStream
 from transport.reactor import Reactor, Registration, Timer
 from transport.sockets import finish_connect, start_connect
 from transport.spiffe import SpiffeId
-from waypoint.state.hosts import Endpoint
+from waypoint.state.hosts import Application, Endpoint
 from waypoint.worker.byte_stream import ByteStream
 from waypoint.worker.errors import ConnectTimeout, StreamBroken
 from waypoint.worker.tcp_stream import TcpStream
@@ -37,7 +37,8 @@ class Dial(Protocol):
 class Dialler(Protocol):
     """Makes byte streams to endpoints."""
 
-    def dial(self, endpoint: Endpoint, done: DialDone) -> Dial: ...
+    def dial(self, endpoint: Endpoint, done: DialDone, application: Application | None = None) -> Dial:
+        """`application`: what will be spoken over the stream; None: it is no HTTP, or nobody knows."""
 
 
 class TcpDialler:
@@ -48,7 +49,7 @@ class TcpDialler:
         self._buffer = buffer
         self._connect_timeout_s = connect_timeout_s
 
-    def dial(self, endpoint: Endpoint, done: DialDone) -> Dial:
+    def dial(self, endpoint: Endpoint, done: DialDone, application: Application | None = None) -> Dial:  # noqa: ARG002 - the seam's
         circuit = endpoint.circuit
         timeout_s = self._connect_timeout_s if circuit is None else circuit.pool.connect_timeout_s
         return _TcpDial(self._reactor, self._buffer, endpoint, timeout_s, done)
@@ -138,9 +139,9 @@ class MeshDialler:
         self._plain = plain
         self._peer_port = peer_port
 
-    def dial(self, endpoint: Endpoint, done: DialDone) -> Dial:
+    def dial(self, endpoint: Endpoint, done: DialDone, application: Application | None = None) -> Dial:
         if not endpoint.identities:
-            return self._plain.dial(endpoint, done)
+            return self._plain.dial(endpoint, done, application)
         peer = endpoint.hbone_address or (endpoint.address[0], self._peer_port)
         return _TunnelDial(self._pool, self._origin, endpoint, peer, done)
 

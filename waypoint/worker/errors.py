@@ -40,6 +40,13 @@ class OpenTooLong(MeshError):
     blame = Blame.POLICY
 
 
+class EndpointTlsFailed(MeshError):
+    """TLS to an endpoint cannot be had: its certificate, ours, or the protocol. Nothing was sent."""
+
+    code = "MYC-7059"
+    blame = Blame.REMOTE
+
+
 class NameNotResolved(MeshError):
     """An endpoint is known by a name only, and the name has no address."""
 

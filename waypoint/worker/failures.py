@@ -9,11 +9,14 @@ was closed before it saw the request, but that is no proof: then only what is id
 from __future__ import annotations
 
 import enum
+import re
 from dataclasses import dataclass
 from typing import Final
 
 from waypoint.worker.answers import OVERFLOW, TRY_TIMEOUT, Answer, refused_before_response
 
+_MAX_REASON: Final = 300
+_UNSAFE: Final = re.compile(r"[^!-z|~]+")  # blanks, braces, what is not printable
 IDEMPOTENT: Final = frozenset({b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b"DELETE"})
 
 
@@ -33,11 +36,21 @@ class Cause(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """`text` is the transport's own words, for the log; `code` an HTTP/2 error code, where there was one."""
+    """`text` is the transport's own words, for the log; `code` an HTTP/2 error code, where there was one;
+    `transport` why there is no TLS to the endpoint."""
 
     cause: Cause
     text: str = ""
     code: int = 0
+    transport: str = ""
+
+    @property
+    def reason(self) -> str:
+        """In an answer's details: as Envoy writes it."""
+        if not self.transport:
+            return self.cause.value
+        text = _UNSAFE.sub("_", self.transport[:_MAX_REASON])
+        return f"{self.cause.value}|TLS_error:{text}"
 
 
 _FLAGS: Final = {
@@ -69,7 +82,7 @@ def answer_to(failure: Failure) -> Answer:
         case Cause.PROTOCOL:
             return refused_before_response("UPE", Cause.PROTOCOL.value, 502)
         case cause:
-            return refused_before_response(_FLAGS[cause], cause.value)
+            return refused_before_response(_FLAGS[cause], cause.value, details=failure.reason)
 
 
 def flag_of(failure: Failure) -> str:

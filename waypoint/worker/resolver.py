@@ -13,7 +13,7 @@ from typing import Final, TypeAlias
 
 from transport.errors import MeshError
 from transport.reactor import Reactor
-from waypoint.state.hosts import Endpoint
+from waypoint.state.hosts import Application, Endpoint
 from waypoint.state.members import is_address
 from waypoint.worker.byte_stream import ByteStream
 from waypoint.worker.dial import Dial, DialDone, Dialler
@@ -73,33 +73,29 @@ class ResolvingDialler:
     """Hands endpoints with addresses through, and those with names on when they have one."""
 
     def __init__(self, inner: Dialler, resolver: Resolver, random: Callable[[], float]) -> None:
-        self._inner = inner
-        self._resolver = resolver
-        self._random = random
+        self.inner = inner
+        self.resolver = resolver
+        self.random = random
 
-    def dial(self, endpoint: Endpoint, done: DialDone) -> Dial:
+    def dial(self, endpoint: Endpoint, done: DialDone, application: Application | None = None) -> Dial:
         if is_address(endpoint.address[0]):
-            return self._inner.dial(endpoint, done)
-        return _NamedDial(self._inner, self._resolver, endpoint, done, self._random)
+            return self.inner.dial(endpoint, done, application)
+        return _NamedDial(self, endpoint, done, application)
 
 
 class _NamedDial:
-    __slots__ = ("_dial", "_done", "_endpoint", "_inner", "_random")
+    __slots__ = ("_application", "_dial", "_done", "_endpoint", "_inner", "_random")
 
     def __init__(
-        self,
-        inner: Dialler,
-        resolver: Resolver,
-        endpoint: Endpoint,
-        done: DialDone,
-        random: Callable[[], float],
+        self, owner: ResolvingDialler, endpoint: Endpoint, done: DialDone, application: Application | None
     ) -> None:
-        self._inner = inner
+        self._inner = owner.inner
         self._endpoint = endpoint
         self._done: DialDone | None = done
-        self._random = random
+        self._application = application
+        self._random = owner.random
         self._dial: Dial | None = None
-        resolver.resolve(endpoint.address[0], self._on_answer)
+        owner.resolver.resolve(endpoint.address[0], self._on_answer)
 
     def _on_answer(self, answer: Sequence[str] | MeshError) -> None:
         done = self._done
@@ -112,9 +108,14 @@ class _NamedDial:
         own = self._endpoint
         chosen = answer[int(self._random() * len(answer))]
         endpoint = Endpoint(
-            (chosen, own.address[1]), own.application, own.identities, own.hbone_address, own.circuit
+            (chosen, own.address[1]),
+            own.application,
+            own.identities,
+            own.hbone_address,
+            own.circuit,
+            tls=own.tls,
         )
-        self._dial = self._inner.dial(endpoint, self._on_dialled)
+        self._dial = self._inner.dial(endpoint, self._on_dialled, self._application)
 
     def _on_dialled(self, result: ByteStream | MeshError) -> None:
         done, self._done = self._done, None

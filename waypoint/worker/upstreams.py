@@ -27,7 +27,7 @@ from waypoint.state.destinations import UNLIMITED
 from waypoint.state.hosts import Application, Endpoint
 from waypoint.worker.byte_stream import ByteStream
 from waypoint.worker.dial import Dial, Dialler
-from waypoint.worker.errors import ConnectTimeout
+from waypoint.worker.errors import ConnectTimeout, EndpointTlsFailed
 from waypoint.worker.failures import Cause, Failure
 from waypoint.worker.http1_connection import Http1Connection
 from waypoint.worker.http2_connection import SETTINGS, Http2Connection
@@ -138,6 +138,7 @@ class _Host:
         self._upstreams = upstreams
         self._endpoint = endpoint
         self._circuit = endpoint.circuit
+        self._application = application
         self._is_http2 = application is Application.HTTP2
         self.connections: dict[HttpConnection, int] = {}  # -> requests so far
         self.retiring: set[HttpConnection] = set()  # closing after the requests they have
@@ -241,7 +242,7 @@ class _Host:
             else:
                 self._on_dialled(result)
 
-        dial = self._upstreams.dialler.dial(self._endpoint, done)
+        dial = self._upstreams.dialler.dial(self._endpoint, done, self._application)
         self._dials.add(dial)
 
     def _end_connection(self) -> None:
@@ -265,7 +266,8 @@ class _Host:
 
     def _on_dial_failed(self, error: MeshError) -> None:
         cause = Cause.CONNECT_TIMEOUT if isinstance(error, _TIMEOUTS) else Cause.CONNECT_FAILURE
-        failure = Failure(cause, str(error))
+        transport = error.text if isinstance(error, EndpointTlsFailed) else ""
+        failure = Failure(cause, str(error), transport=transport)
         # Each waiting request had a dial of its own over HTTP/1.1, all had this one over HTTP/2.
         count = len(self._waiting) if self._is_http2 else max(len(self._waiting) - len(self._dials), 0)
         for _ in range(count):

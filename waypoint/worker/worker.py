@@ -44,6 +44,7 @@ from waypoint.worker.refusals import Refusals
 from waypoint.worker.resolver import Resolver, ResolvingDialler
 from waypoint.worker.settings import WorkerSettings
 from waypoint.worker.telemetry import Telemetry, pack_exchanges
+from waypoint.worker.tls_dial import TlsDialler
 from waypoint.worker.upstreams import Upstreams, UpstreamSettings
 
 _BACKLOG = 1024
@@ -95,7 +96,7 @@ class Worker(DataWorker[WorkerSettings]):
         mesh_dialler = MeshDialler(
             self._pool, self._origin, TcpDialler(reactor, buffer.plain), peer_port=settings.peer_hbone_port
         )
-        dialler = ResolvingDialler(mesh_dialler, Resolver(reactor), random.random)
+        dialler = TlsDialler(ResolvingDialler(mesh_dialler, Resolver(reactor), random.random), reactor)
         self._upstreams = Upstreams(reactor, dialler, UpstreamSettings(codec=settings.http_codec))
         self._policy_counts = PolicyCounts()
         self._filters = Filters(self._state, reactor, self._log)

@@ -359,7 +359,7 @@ def test_where_nothing_may_go_requests_are_refused() -> None:
             web_service(),
             endpoint("app", app.port),
             routes(),
-            destination(pb.TrafficPolicy(refusal="tls mode SIMPLE")),
+            destination(pb.TrafficPolicy(refusal="tls mode SIMPLE is not supported")),
         ) as waypoint,
     ):
         assert waypoint.get("/")[0] == 503
