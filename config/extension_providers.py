@@ -7,6 +7,7 @@ there; whoever uses it asks `MeshConfig.provider` and matches on the type.
 
 from __future__ import annotations
 
+import enum
 from dataclasses import dataclass
 
 DEFAULT_CHECK_TIMEOUT_MS = 600_000
@@ -64,6 +65,23 @@ class GrpcAuthorizer:
     body: CheckBody | None = None
 
 
+class SpanWire(enum.Enum):
+    OTLP_GRPC = "OTLP/gRPC"
+    OTLP_HTTP = "OTLP/HTTP"
+    ZIPKIN = "Zipkin"
+
+
+@dataclass(frozen=True, slots=True)
+class SpanCollector:
+    """opentelemetry and zipkin. `adds_w3c`: contexts in W3C's headers beside Zipkin's own."""
+
+    service: ProviderService
+    wire: SpanWire
+    path: str = ""
+    headers: tuple[tuple[str, str], ...] = ()
+    adds_w3c: bool = False
+
+
 @dataclass(frozen=True, slots=True)
 class ForeignProvider:
     """One of a kind that Istio knows and this mesh does not have: kept, so that it can be named."""
@@ -71,7 +89,7 @@ class ForeignProvider:
     kind: str
 
 
-ProviderConfig = HttpAuthorizer | GrpcAuthorizer | ForeignProvider
+ProviderConfig = HttpAuthorizer | GrpcAuthorizer | SpanCollector | ForeignProvider
 
 
 @dataclass(frozen=True, slots=True)

@@ -406,6 +406,29 @@ class LoggingStep:
 
 
 @dataclass(frozen=True, slots=True)
+class SpanTag:
+    """Exactly one of literal, environment and header says something."""
+
+    name: str
+    literal: str = ""
+    environment: str = ""
+    header: str = ""
+    default: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TracingStep:
+    """One entry of tracing; None: it says nothing of it."""
+
+    providers: tuple[str, ...] = ()
+    percent: float | None = None
+    is_silent: bool | None = None
+    tags: tuple[SpanTag, ...] = ()
+    uses_request_id: bool | None = None
+    has_istio_tags: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Telemetry:
     """Without targets and selector it is for its namespace, in the root namespace for the mesh."""
 
@@ -413,6 +436,7 @@ class Telemetry:
     selector: Mapping[str, str] = field(default_factory=dict)
     targets: tuple[TargetRef, ...] = ()
     logging: tuple[LoggingStep, ...] = ()
+    tracing: tuple[TracingStep, ...] = ()
 
     @property
     def is_general(self) -> bool:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import enum
 import math
 from collections import deque
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
 import trio
@@ -58,10 +59,19 @@ class Log(Protocol):
 
 
 class SpanExporter:
-    """Built inert; `run` sends until it is cancelled. `service` names the resource."""
+    """Built inert; `run` sends until it is cancelled. `service` names the resource; `locate` says before each
+    batch where to connect, if not to the destination itself.
+    """
 
     def __init__(
-        self, destination: Destination, service: str, version: str, log: Log, *, flush_s: float = FLUSH_S
+        self,
+        destination: Destination,
+        service: str,
+        version: str,
+        log: Log,
+        *,
+        locate: Callable[[], tuple[str, int]] | None = None,
+        flush_s: float = FLUSH_S,
     ) -> None:
         self.destination = destination
         self.sent = 0
@@ -69,6 +79,7 @@ class SpanExporter:
         self._service = service
         self._version = version
         self._log = log
+        self._locate = locate
         self._flush_s = flush_s
         self._queue: deque[Span] = deque()
         self._is_asked = trio.Event()
@@ -82,6 +93,10 @@ class SpanExporter:
         self._queue.append(span)
         if len(self._queue) >= BATCH:
             self._is_asked.set()
+
+    @property
+    def queued(self) -> int:
+        return len(self._queue)
 
     def flush(self) -> None:
         """Send what there is at once."""
@@ -142,6 +157,9 @@ class SpanExporter:
 
     async def _try(self, batch: list[Span]) -> None:
         target = self.destination.target
+        if self._locate is not None:
+            host, port = self._locate()
+            target = replace(target, host=host, port=port)
         match self.destination.wire:
             case Wire.OTLP_GRPC:
                 await _export(target, otlp(batch, self._service, self._version))

@@ -21,6 +21,7 @@ from waypoint.control.access_log import json_line, text_line
 from waypoint.control.config_dump import DumpInput, config_dump
 from waypoint.control.listeners import LISTENING, Listeners
 from waypoint.control.metrics import EXCHANGES_DROPPED, HttpTotals
+from waypoint.control.spans import SPANS_DROPPED, SPANS_SENT, SpanSink
 from waypoint.settings import Settings
 from waypoint.state.destinations import DESTINATION_TYPE
 from waypoint.state.place import Place
@@ -65,6 +66,13 @@ class Waypoint(ControlProcess):
         self.http_totals = HttpTotals()
         self.exchanges_dropped = 0
         self._format = json_line if settings.access_log == "json" else text_line
+        self.spans = SpanSink(
+            self.state.telemetry,
+            self.state.mesh,
+            f"{settings.gateway}.{settings.namespace}",
+            settings.identity.node_id,
+            self._version,
+        )
         self._wire(resources, self.listeners, command, {"exchanges": self._take_exchanges})
 
     def _check(self) -> None:
@@ -73,7 +81,7 @@ class Waypoint(ControlProcess):
         open_listener(settings.bind_address or "::", settings.hbone_port, reuse_port=False).sock.close()
 
     def _parts(self) -> Iterable[Part]:
-        return (self.listeners.run, self._follow_certificate, self._open_when_possible)
+        return (self.spans.run, self.listeners.run, self._follow_certificate, self._open_when_possible)
 
     async def _follow_certificate(self) -> None:
         """Ready only with a valid certificate of its own, which is fetched at once and kept fresh."""
@@ -99,11 +107,15 @@ class Waypoint(ControlProcess):
     async def _drain(self) -> None:
         self.listeners.close()
         await super()._drain()
+        await self.spans.drain()
 
     def _take_exchanges(self, index: int, message: pb.ToControl) -> None:  # noqa: ARG002 - the seam's
         self.exchanges_dropped += message.exchanges.dropped
         for exchange in message.exchanges.exchanges:
-            self._output.access.put(self._format(exchange))
+            if exchange.logs:
+                self._output.access.put(self._format(exchange))
+            if exchange.HasField("span"):
+                self.spans.take(exchange)
 
     def _take_stats(self, index: int, parts: list[pb.Stats]) -> None:
         self.http_totals.take(index, parts)
@@ -114,6 +126,8 @@ class Waypoint(ControlProcess):
     def _families(self) -> Iterable[FamilySamples]:
         yield from self.http_totals.families()
         yield single(EXCHANGES_DROPPED, self.exchanges_dropped)
+        yield single(SPANS_SENT, self.spans.sent)
+        yield single(SPANS_DROPPED, self.spans.dropped)
 
     def _worker_settings(self) -> str:
         settings = self._settings

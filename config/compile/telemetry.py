@@ -1,22 +1,35 @@
-"""Telemetry to what waypoints log. Pure."""
+"""Telemetry to what waypoints log and trace. Pure."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final
 
 from config.compile.resource import TELEMETRY, Resource, make_resource
-from config.objects import Telemetry
+from config.extension_providers import SpanCollector, SpanWire
+from config.objects import SpanTag, Telemetry, TracingStep
 from proto.mycelia import attachment_pb2
 from proto.mycelia import telemetry_pb2 as pb
 
 # What every waypoint has without being told: its standard output.
 BUILT_IN_LOGS: Final = frozenset({"envoy"})
+Collectors = Mapping[str, SpanCollector]
+_WIRES: Final = {
+    SpanWire.OTLP_GRPC: pb.Telemetry.SpanProvider.OTLP_GRPC,
+    SpanWire.OTLP_HTTP: pb.Telemetry.SpanProvider.OTLP_HTTP,
+    SpanWire.ZIPKIN: pb.Telemetry.SpanProvider.ZIPKIN,
+}
 
 
-def unknown_providers(telemetry: Telemetry) -> tuple[str, ...]:
+def unknown_logs(telemetry: Telemetry) -> tuple[str, ...]:
     """In the order of the object."""
     named = [name for step in telemetry.logging for name in step.providers]
     return tuple(dict.fromkeys(name for name in named if name not in BUILT_IN_LOGS))
+
+
+def unknown_collectors(telemetry: Telemetry, collectors: Collectors) -> tuple[str, ...]:
+    named = [name for step in telemetry.tracing for name in step.providers[:1]]
+    return tuple(dict.fromkeys(name for name in named if name not in collectors))
 
 
 def compile_telemetry(
@@ -25,8 +38,9 @@ def compile_telemetry(
     waypoints: tuple[str, ...],
     *,
     root_namespace: str,
+    collectors: Collectors,
 ) -> Resource:
-    """Steps whose providers are all unknown are left out: what was chosen before them goes on."""
+    """Steps of logging whose providers are all unknown are left out: what was chosen before them goes on."""
     meta = telemetry.meta
     level = pb.Telemetry.TARGET
     if telemetry.is_general:
@@ -42,7 +56,46 @@ def compile_telemetry(
         known = [name for name in step.providers if name in BUILT_IN_LOGS]
         if known or not step.providers:
             message.logging.add(providers=known, disabled=step.is_disabled, filter=step.filter)
+    message.tracing.extend(_tracing(step, collectors) for step in telemetry.tracing)
+    named = {step.provider for step in message.tracing if step.provider}
+    message.span_providers.extend(_provider(name, collectors[name]) for name in sorted(named))
     return make_resource(TELEMETRY, f"{meta.namespace}/{meta.name}", message, waypoints=waypoints)
+
+
+def _tracing(step: TracingStep, collectors: Collectors) -> pb.Telemetry.Tracing:
+    """Only the first provider is used (config-api 14)."""
+    return pb.Telemetry.Tracing(
+        provider=next((name for name in step.providers[:1] if name in collectors), ""),
+        percent=step.percent,
+        is_silent=step.is_silent,
+        tags=[_tag(tag) for tag in step.tags],
+        uses_request_id=step.uses_request_id,
+        istio_tags=step.has_istio_tags,
+    )
+
+
+def _tag(tag: SpanTag) -> pb.Telemetry.Tag:
+    made = pb.Telemetry.Tag(name=tag.name, default=tag.default)
+    if tag.literal:
+        made.literal = tag.literal
+    elif tag.environment:
+        made.environment = tag.environment
+    else:
+        made.header = tag.header
+    return made
+
+
+def _provider(name: str, collector: SpanCollector) -> pb.Telemetry.SpanProvider:
+    return pb.Telemetry.SpanProvider(
+        name=name,
+        wire=_WIRES[collector.wire],
+        host=collector.service.host,
+        port=collector.service.port,
+        namespace=collector.service.namespace,
+        path=collector.path,
+        headers=[pb.Telemetry.Header(name=key, value=value) for key, value in collector.headers],
+        adds_w3c=collector.adds_w3c,
+    )
 
 
 def _order(telemetry: Telemetry) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Annotated, Any, ClassVar, Final
+from typing import Annotated, Any, ClassVar, Final, Literal
 
 from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
@@ -160,6 +160,49 @@ class GrpcAuthorizerSpec(AuthorizerSpec):
         )
 
 
+class PostHeaderSpec(Model):
+    name: NonEmpty
+    value: str
+
+    @model_validator(mode="after")
+    def _check(self) -> PostHeaderSpec:
+        if not is_edited_name(self.name) or self.name.lower() == "host" or not is_field_value(self.value):
+            complain(f'headers: "{self.name}: {self.value}" is no header that can be added')
+        return self
+
+
+class PostSpec(Model):
+    path: Annotated[NonEmpty, AfterValidator(_path_prefix)]
+    headers: Annotated[list[PostHeaderSpec], Field(max_length=MAX_HEADERS)] = Field(default_factory=list)
+
+
+class OpenTelemetrySpec(ServiceSpec):
+    """OTLP over gRPC, with `http` over HTTP; in plaintext."""
+
+    http: PostSpec | None = None
+
+    def to_config(self) -> inner.SpanCollector:
+        if self.http is None:
+            return inner.SpanCollector(self.place(), inner.SpanWire.OTLP_GRPC)
+        return inner.SpanCollector(
+            self.place(),
+            inner.SpanWire.OTLP_HTTP,
+            self.http.path,
+            tuple((each.name.lower(), each.value) for each in self.http.headers),
+        )
+
+
+class ZipkinSpec(ServiceSpec):
+    path: Annotated[NonEmpty, AfterValidator(_path_prefix)] = "/api/v2/spans"
+    context: Literal["USE_B3", "USE_B3_WITH_W3C_PROPAGATION"] = Field(
+        default="USE_B3", alias="traceContextOption"
+    )
+
+    def to_config(self) -> inner.SpanCollector:
+        adds_w3c = self.context != "USE_B3"
+        return inner.SpanCollector(self.place(), inner.SpanWire.ZIPKIN, self.path, adds_w3c=adds_w3c)
+
+
 class ForeignSpec(Model):
     """Whatever stands in it: nobody reads it."""
 
@@ -181,8 +224,8 @@ class ProviderSpec(Strict):
     http_access_log: ForeignSpec | None = Field(default=None, alias="envoyHttpAls")
     tcp_access_log: ForeignSpec | None = Field(default=None, alias="envoyTcpAls")
     otel_access_log: ForeignSpec | None = Field(default=None, alias="envoyOtelAls")
-    zipkin: ForeignSpec | None = None
-    opentelemetry: ForeignSpec | None = None
+    zipkin: ZipkinSpec | None = None
+    opentelemetry: OpenTelemetrySpec | None = None
     lightstep: ForeignSpec | None = None
     datadog: ForeignSpec | None = None
     opencensus: ForeignSpec | None = None
@@ -214,4 +257,6 @@ class ProviderSpec(Strict):
 _KINDS: Final[Mapping[type[Model], Callable[[Any], inner.ProviderConfig]]] = {
     HttpAuthorizerSpec: HttpAuthorizerSpec.to_config,
     GrpcAuthorizerSpec: GrpcAuthorizerSpec.to_config,
+    OpenTelemetrySpec: OpenTelemetrySpec.to_config,
+    ZipkinSpec: ZipkinSpec.to_config,
 }

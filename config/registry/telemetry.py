@@ -7,16 +7,20 @@ protects nothing, so whatever is wrong with it leaves things as they are without
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Final
 
 from config.compile.resource import Resource
-from config.compile.telemetry import compile_telemetry, unknown_providers
+from config.compile.telemetry import compile_telemetry, unknown_collectors, unknown_logs
+from config.extension_providers import SpanCollector
 from config.notes import Note, Reason
-from config.objects import Ref, Telemetry
+from config.objects import Kind, MeshConfig, MeshObject, Ref, Telemetry
 from config.registry.attached_policies import Enrolments, all_waypoints, attach_policy
 from config.registry.waypoints import CLASS_REF
 from proto.mycelia import attachment_pb2 as pb
+
+MESH_CONFIG_NAME: Final = "istio"
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +32,9 @@ class Observed:
 
 def attach_telemetry(telemetry: Telemetry, registry: Enrolments) -> Observed:
     ref = telemetry.meta.ref
-    notes = list(_provider_notes(telemetry))
+    mesh_config = Ref(Kind.MESH_CONFIG.value, registry.root_namespace, MESH_CONFIG_NAME)
+    collectors = _collectors(registry.index.objects.get(mesh_config))
+    notes = list(_provider_notes(telemetry, collectors))
     if telemetry.selector:
         text = "waypoints are chosen by targetRefs; a selector picks workloads, which log nothing of requests"
         return Observed([], (*notes, Note(ref, Reason.NO_EFFECT, text)), frozenset())
@@ -47,16 +53,29 @@ def attach_telemetry(telemetry: Telemetry, registry: Enrolments) -> Observed:
     made = []
     if names:
         root = registry.root_namespace
-        made.append(compile_telemetry(telemetry, attachment, names, root_namespace=root))
-    return Observed(made, tuple(notes), depends_on)
-
-
-def _provider_notes(telemetry: Telemetry) -> Iterator[Note]:
-    if unknown := unknown_providers(telemetry):
-        text = (
-            f"provider {', '.join(unknown)} is not known; known is envoy (standard output). What was chosen "
+        made.append(
+            compile_telemetry(telemetry, attachment, names, root_namespace=root, collectors=collectors)
         )
-        yield Note(telemetry.meta.ref, Reason.UNSUPPORTED_VALUE, text + "without it goes on")
+    return Observed(made, tuple(notes), depends_on | {mesh_config})
+
+
+def _collectors(mesh_config: MeshObject | None) -> dict[str, SpanCollector]:
+    if not isinstance(mesh_config, MeshConfig):
+        return {}
+    return {
+        each.name: each.config for each in mesh_config.providers if isinstance(each.config, SpanCollector)
+    }
+
+
+def _provider_notes(telemetry: Telemetry, collectors: Mapping[str, SpanCollector]) -> Iterator[Note]:
+    ref = telemetry.meta.ref
+    if unknown := unknown_logs(telemetry):
+        text = f"provider {', '.join(unknown)} of access logs is not known; known is envoy (standard output)"
+        yield Note(ref, Reason.UNSUPPORTED_VALUE, f"{text}. What was chosen without it goes on")
+    if unknown := unknown_collectors(telemetry, collectors):
+        known = ", ".join(sorted(collectors)) or "none"
+        text = f"provider {', '.join(unknown)} of tracing is not known; known in MeshConfig: {known}"
+        yield Note(ref, Reason.UNSUPPORTED_VALUE, f"{text}. What was chosen without it goes on")
 
 
 def _conflicts(telemetry: Telemetry, older: list[Telemetry]) -> Iterator[Note]:

@@ -58,8 +58,8 @@ def test_other_config_maps_are_none_of_our_business() -> None:
         ("extensionProvider: []", "did you mean extensionProviders"),
         ("a: [", "not valid YAML"),
         ("extensionProviders: [{name: a}]", "exactly one kind"),
-        ("extensionProviders: [{name: a, prometheus: {}, zipkin: {}}]", "exactly one kind"),
-        ("extensionProviders: [{name: a, zipkin: {}}, {name: a, zipkin: {}}]", "twice"),
+        ("extensionProviders: [{name: a, prometheus: {}, datadog: {}}]", "exactly one kind"),
+        ("extensionProviders: [{name: a, datadog: {}}, {name: a, datadog: {}}]", "twice"),
         ("pathNormalization: {normalization: MERGE_SLASHES}", "allowed: DEFAULT, BASE"),
     ],
 )

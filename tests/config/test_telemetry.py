@@ -38,7 +38,11 @@ def meshed(*texts: str) -> Mesh:
         ("accessLogging: [{match: {mode: BOTH}}]", "mode"),
         ("accessLogging: [{providers: [{}]}]", "name"),
         ("accessLogging: [{sampling: 1}]", "sampling"),
-        ("tracing: [{randomSamplingPercentage: 5}]", "tracing is not supported yet"),
+        ("tracing: [{randomSamplingPercentage: 101}]", "randomSamplingPercentage"),
+        ("tracing: [{customTags: {a: {}}}]", "exactly one of literal"),
+        ("tracing: [{customTags: {a: {formatter: {value: x}}}}]", "formatter"),
+        ("tracing: [{customTags: {a: {header: {name: 'a b'}}}}]", "name of a header"),
+        ("tracing: [{disableContextPropagation: true}]", "disableContextPropagation"),
         ("metrics: [{}]", "metrics is not supported yet"),
         (f"selector: {{matchLabels: {{a: b}}}}, {TO_WEB}", "exclude each other"),
         ("targetRefs: [{kind: Pod, name: web}]", "targetRef"),
@@ -113,3 +117,82 @@ def test_a_selector_has_no_effect_and_that_is_said() -> None:
     mesh = meshed(telemetry(f"selector: {{matchLabels: {{app: web}}}}, {ENVOY}"))
     assert sent(mesh) == {}
     assert any("NoEffect" in note for note in mesh.notes())
+
+
+def mesh_config(*providers: str) -> str:
+    lines = "".join(f"    - {each}\n" for each in providers)
+    head = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: istio, namespace: istio-system}\n"
+    return f"{head}data:\n  mesh: |-\n    extensionProviders:\n{lines}"
+
+
+COLLECTORS = mesh_config(
+    "{name: otel, opentelemetry: {service: otel.obs.svc.cluster.local, port: 4317}}",
+    "{name: otel-http, opentelemetry: {service: obs/otel.obs.svc.cluster.local, port: 4318, "
+    "http: {path: /v1/traces, headers: [{name: X-Key, value: k}]}}}",
+    "{name: zip, zipkin: {service: zip, port: 9411, traceContextOption: USE_B3_WITH_W3C_PROPAGATION}}",
+)
+
+
+def test_tracing_with_its_provider_is_told_to_waypoints() -> None:
+    spec = (
+        "tracing: [{providers: [{name: otel-http}], randomSamplingPercentage: 12.5, "
+        "disableSpanReporting: true, useRequestIdForTraceSampling: false, enableIstioTags: false, "
+        "customTags: {a: {literal: {value: x}}, b: {environment: {name: B, defaultValue: y}}, "
+        "c: {header: {name: X-C}}}}]"
+    )
+    mesh = meshed(COLLECTORS, telemetry(spec))
+    found = sent(mesh)["shop/logs"]
+    (step,) = found.tracing
+    assert (step.provider, step.percent, step.is_silent) == ("otel-http", 12.5, True)
+    assert (step.uses_request_id, step.istio_tags) == (False, False)
+    assert [(tag.name, tag.literal, tag.environment, tag.header, tag.default) for tag in step.tags] == [
+        ("a", "x", "", "", ""),
+        ("b", "", "B", "", "y"),
+        ("c", "", "", "x-c", ""),
+    ]
+    (provider,) = found.span_providers
+    assert provider.wire == pb.Telemetry.SpanProvider.OTLP_HTTP
+    assert (provider.host, provider.namespace, provider.port) == ("otel.obs.svc.cluster.local", "obs", 4318)
+    assert (provider.path, provider.headers[0].name, provider.headers[0].value) == (
+        "/v1/traces",
+        "x-key",
+        "k",
+    )
+    assert mesh.notes() == []
+
+
+def test_what_is_not_said_is_not_set() -> None:
+    mesh = meshed(COLLECTORS, telemetry("tracing: [{providers: [{name: zip}]}]"))
+    (step,) = sent(mesh)["shop/logs"].tracing
+    assert not any(step.HasField(name) for name in ("percent", "is_silent", "uses_request_id", "istio_tags"))
+    (provider,) = sent(mesh)["shop/logs"].span_providers
+    assert (provider.wire, provider.adds_w3c) == (pb.Telemetry.SpanProvider.ZIPKIN, True)
+    assert provider.path == "/api/v2/spans"
+
+
+def test_a_collector_may_come_and_go() -> None:
+    mesh = meshed(telemetry("tracing: [{providers: [{name: otel}], randomSamplingPercentage: 5}]"))
+    found = sent(mesh)["shop/logs"]
+    assert (found.tracing[0].provider, found.tracing[0].percent) == ("", 5.0)
+    assert any("otel" in note and "MeshConfig" in note for note in mesh.notes())
+    mesh.apply(COLLECTORS)
+    assert sent(mesh)["shop/logs"].span_providers[0].port == 4317
+    assert mesh.notes() == []
+    mesh.apply(mesh_config("{name: otel, prometheus: {}}"))
+    assert not sent(mesh)["shop/logs"].span_providers
+
+
+@pytest.mark.parametrize(
+    ("provider", "complaint"),
+    [
+        ("{name: a, opentelemetry: {service: a}}", "port"),
+        ("{name: a, opentelemetry: {service: a, port: 1, grpc: {}}}", "grpc"),
+        ("{name: a, opentelemetry: {service: a, port: 1, http: {path: x}}}", "path"),
+        ("{name: a, zipkin: {service: a, port: 1, enable64bitTraceId: true}}", "enable64bitTraceId"),
+        ("{name: a, zipkin: {service: a, port: 1, traceContextOption: W3C}}", "USE_B3"),
+    ],
+)
+def test_what_is_wrong_with_a_collector_is_said(provider: str, complaint: str) -> None:
+    errors = errors_of(mesh_config(provider))
+    assert errors
+    assert complaint in " ".join(errors)

@@ -55,7 +55,7 @@ class Stage:
     def restart(self, **settings: str) -> None:
         """A process with these variables in the place of the one that may run; not awaited."""
         self.stop()
-        self._log_start = len(self._lines())
+        self._log_start = len(self.lines())
         self.mesh.start_waypoint(self.waypoint, **settings)
 
     def stop(self) -> None:
@@ -76,10 +76,10 @@ class Stage:
 
     def log(self, event: str) -> list[dict[str, Any]]:
         """What the process that runs now, or ran last, said of this kind."""
-        records = [json.loads(line) for line in self._lines()[self._log_start :] if line.startswith("{")]
+        records = [json.loads(line) for line in self.lines()[self._log_start :] if line.startswith("{")]
         return [each for each in records if each["message"] == event]
 
-    def _lines(self) -> list[str]:
+    def lines(self) -> list[str]:
         return (self.waypoint.folder / "log").read_text().splitlines()
 
     def wait_log(self, event: str) -> dict[str, Any]:

@@ -11,14 +11,37 @@ import time
 from collections.abc import Iterator
 
 import pytest
+import yaml
 
 from tests.kit.mesh import ROOT, SOCKET_S, XDS_PORT
 from tests.kit.mesh_peer import HbonePeer
+from tests.kit.shop import PORT
 from tests.waypoint.stage import HBONE_PORT, SERVICE, InnerHttp2, Stage, answer, ask
 
 pytestmark = pytest.mark.namespaces
 
 NOWHERE = "http://127.0.0.1:1"
+TELEMETRY = """
+apiVersion: v1
+kind: ConfigMap
+metadata: {{name: istio, namespace: istio-system}}
+data:
+  mesh: |-
+    extensionProviders:
+    - name: zipkin
+      zipkin: {{service: {host}, port: {port}}}
+---
+apiVersion: telemetry.istio.io/v1
+kind: Telemetry
+metadata: {{name: told, namespace: istio-system}}
+spec:
+  accessLogging:
+  - providers: [{{name: envoy}}]
+    filter: {{expression: "request.url_path != '/quiet'"}}
+  tracing:
+  - providers: [{{name: zipkin}}]
+    randomSamplingPercentage: 100
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -94,6 +117,36 @@ def test_the_pages_tell_what_there_is_and_no_secret(stage: Stage) -> None:
     metrics = stage.page(15020, "/stats/prometheus")[1]
     assert 'istio_build{component="proxy",tag=' in metrics
     assert metrics.endswith("# EOF\n")
+
+
+# --- what it tells ---
+
+
+def test_telemetry_chooses_logs_and_traces_while_it_runs(stage: Stage) -> None:
+    """The application plays the collector: spans go to it over Zipkin, past the waypoint."""
+    text = TELEMETRY.format(host=stage.app.ipv4, port=PORT)
+    stage.mesh.apply("telemetry", *yaml.safe_load_all(text))
+    try:
+        stage.mesh.wait("a request in the log", lambda: logged(stage, "/told?x=1"))
+        stage.mesh.wait("a span at the collector", lambda: exported(stage) >= 1)
+        assert not [line for line in stage.lines() if line.startswith("[20") and "/quiet" in line]
+    finally:
+        stage.mesh.withdraw("telemetry")
+
+
+def logged(stage: Stage, target: str) -> bool:
+    with opened(stage) as peer:
+        ask(peer, "/quiet")
+        answer(peer)
+        ask(peer, target)
+        answer(peer)
+    return any(line.startswith("[20") and f'"GET {target} HTTP/1.1" 200' in line for line in stage.lines())
+
+
+def exported(stage: Stage) -> int:
+    lines = stage.page(15020, "/stats/prometheus")[1].splitlines()
+    (count,) = [line for line in lines if line.startswith("mycelia_spans_exported_total ")]
+    return int(float(count.split()[1]))
 
 
 # --- the end ---

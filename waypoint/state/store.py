@@ -39,17 +39,25 @@ _Parsed = TypeVar("_Parsed", ServiceTable, Destination)
 
 
 class WaypointState:
-    """One worker's; not thread-safe. `clock` is in seconds, `random` gives numbers in [0, 1).
+    """One worker's; not thread-safe. `clock` is in seconds, `random` gives numbers in [0, 1),
+    `environment` is the process's, for the tags of spans.
 
     `generation` changes with whatever a decision that was prepared depends on. `on_gone` is to be set by
     whoever has connections: it hears of endpoints that are no more.
     """
 
-    def __init__(self, place: Place, *, clock: Callable[[], float], random: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        place: Place,
+        *,
+        clock: Callable[[], float],
+        random: Callable[[], float],
+        environment: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         self.place = place
         self.mesh = MeshState(on_workload=self._on_workload)
         self.policies = PolicyBook(POLICY_KINDS, f"{place.namespace}/{place.name}")
-        self.telemetry = TelemetryBook(place)
+        self.telemetry = TelemetryBook(place, environment)
         self.generation = 0
         self.on_gone: Callable[[Endpoint], None] = _nobody_cares
         self._clock = clock

@@ -19,6 +19,7 @@ from transport.errors import MeshError
 from waypoint.state.errors import RoutesRejected
 from waypoint.state.place import Place
 from waypoint.state.policies import Attached, check_name
+from waypoint.state.tracing import Tracing, TracingStep, merge_tracing, parse_steps
 
 TELEMETRY_TYPE: Final = "type.googleapis.com/mycelia.waypoint.Telemetry"
 DEFAULT_LOG: Final = "envoy"  # the provider that always is: standard output
@@ -44,6 +45,8 @@ class Chosen:
     level: int
     order: int
     steps: tuple[Step, ...]
+    tracing: tuple[TracingStep, ...] = ()
+    providers: tuple[pb.Telemetry.SpanProvider, ...] = ()
 
     @property
     def age(self) -> tuple[int, str]:
@@ -54,8 +57,8 @@ class Chosen:
 Logs = Mapping[str, Expression | None]
 
 
-def parse_telemetry(name: str, content: bytes) -> Chosen:
-    """Raises `MeshError`."""
+def parse_telemetry(name: str, content: bytes, environment: Mapping[str, str]) -> Chosen:
+    """`environment` is the waypoint's, for tags. Raises `MeshError`."""
     message = pb.Telemetry()
     try:
         message.ParseFromString(content)
@@ -68,7 +71,16 @@ def parse_telemetry(name: str, content: bytes) -> Chosen:
         for each in message.logging
     )
     attached = Attached.of(message.attachment)
-    return Chosen(key, message.namespace, attached, message.level, message.order, steps)
+    return Chosen(
+        key,
+        message.namespace,
+        attached,
+        message.level,
+        message.order,
+        steps,
+        parse_steps(message, environment),
+        tuple(message.span_providers),
+    )
 
 
 def merge_logs(levels: Iterable[Chosen], *, is_on: bool) -> dict[str, Expression | None]:
@@ -96,21 +108,36 @@ class TelemetryBook:
     """All objects that a waypoint was told of. Not thread-safe."""
 
     place: Place
+    environment: Mapping[str, str] = field(default_factory=dict)
     _held: dict[str, Chosen] = field(default_factory=dict)
     _logs: dict[tuple[str, bool], Logs] = field(default_factory=dict)
+    # All objects' together: names are those of one MeshConfig.
+    span_providers: dict[str, pb.Telemetry.SpanProvider] = field(default_factory=dict)
 
     def apply(self, upserts: Iterable[tuple[str, bytes]], removed: Iterable[str]) -> dict[str, str]:
         """Apply one batch; returns name -> reason of each resource refused."""
         rejected: dict[str, str] = {}
         for name, content in upserts:
             try:
-                self._held[name] = parse_telemetry(name, content)
+                self._held[name] = parse_telemetry(name, content, self.environment)
             except MeshError as error:
                 rejected[name] = error.text
         for name in removed:
             self._held.pop(name, None)
         self._logs.clear()
+        self.span_providers = {
+            each.name: each for _, chosen in sorted(self._held.items()) for each in chosen.providers
+        }
         return rejected
+
+    @property
+    def has_tracing(self) -> bool:
+        return bool(self.span_providers)
+
+    def tracing(self, service_key: str) -> Tracing | None:
+        """How requests to a service are traced; None: they are not."""
+        steps = [step for chosen in self.levels(service_key) for step in chosen.tracing]
+        return merge_tracing(steps, self.span_providers)
 
     @property
     def has_objects(self) -> bool:

@@ -44,6 +44,7 @@ from waypoint.worker.shadow import MAX_SHADOWS, Shadow
 
 if TYPE_CHECKING:
     from waypoint.worker.proxy import Proxy
+    from waypoint.worker.tracing import Trace
 
 _WEBSOCKET: Final = b"websocket"
 _TOO_SLOW: Final = Failure(Cause.TRY_TIMEOUT, "the exchange took too long")
@@ -86,6 +87,7 @@ class Exchange:
         "request",
         "request_pipe",
         "response_pipe",
+        "trace",
     )
 
     request: Request
@@ -101,6 +103,7 @@ class Exchange:
         self.attempt: Attempt | None = None
         self.examination: Examination | None = None  # only where something protects the port
         self.messages: CallMessages | None = None  # of gRPC only
+        self.trace: Trace | None = None  # where tracing is chosen
         self.outcome = Outcome()
         self.is_upgraded = False
         self._tried: list[Endpoint] = []
@@ -143,6 +146,8 @@ class Exchange:
             self.messages = proxy.observer.on_call(self)
         self._is_bodiless = request.method == b"HEAD"
         add_forwarded_proto(request)
+        if proxy.tracer is not None:
+            self.trace = proxy.tracer.begin(request, self.source)
         limits = proxy.limits
         excess = limits.excess_of(len(request.target), request.headers)
         if excess is not None:

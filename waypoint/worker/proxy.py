@@ -25,6 +25,7 @@ from waypoint.worker.dial import Dialler
 from waypoint.worker.exchange import Exchange
 from waypoint.worker.failures import Cause, Failure
 from waypoint.worker.grpc_messages import CallMessages
+from waypoint.worker.headers import Request
 from waypoint.worker.http1_connection import Http1Connection
 from waypoint.worker.http2_connection import SETTINGS, Http2Connection
 from waypoint.worker.http_connection import HttpConnection
@@ -32,6 +33,7 @@ from waypoint.worker.plan import Decider, Declared, Source, TcpOutcome
 from waypoint.worker.shadow import Shadow
 from waypoint.worker.sniff import Verdict, sniff
 from waypoint.worker.tcp_exchange import TcpExchange
+from waypoint.worker.tracing import Trace
 from waypoint.worker.upstreams import Upstreams
 
 _SWEEP_S = 5.0
@@ -65,6 +67,13 @@ class Observer(Protocol):
         """A relayed connection is over, or could not be made."""
 
 
+class Tracer(Protocol):
+    """Who gives requests their place in a trace."""
+
+    def begin(self, request: Request, source: Source) -> Trace | None:
+        """Before anything is decided: the request's headers get their context. None: it is not traced."""
+
+
 class Nobody:
     """An observer that looks away."""
 
@@ -89,6 +98,7 @@ class Proxy:
         *,
         settings: ProxySettings | None = None,
         observer: Observer | None = None,
+        tracer: Tracer | None = None,
     ) -> None:
         self.reactor = reactor
         self.decider = decider
@@ -102,6 +112,7 @@ class Proxy:
             SETTINGS, max_header_list=limits.max_head_bytes, max_header_count=limits.max_header_count
         )
         self.observer: Observer = observer or Nobody()
+        self.tracer = tracer
         self.connections: dict[HttpConnection, None] = {}
         self.relays: dict[object, Callable[[], None]] = {}  # sniffers and relays -> how to end them
         self.shadows: dict[Shadow, None] = {}

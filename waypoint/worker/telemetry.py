@@ -30,10 +30,12 @@ from waypoint.state.http_labels import (
 )
 from waypoint.state.store import WaypointState
 from waypoint.state.telemetry import Logs
+from waypoint.state.tracing import tag_values
 from waypoint.worker.exchange import Exchange
 from waypoint.worker.exchange_facts import ExchangeFacts
 from waypoint.worker.grpc_messages import CallMessages
 from waypoint.worker.plan import Outcome, Source, TcpOutcome
+from waypoint.worker.tracing import Trace
 
 _MAX_SERIES: Final = 20_000
 _MAX_KEYS: Final = 50_000
@@ -156,10 +158,13 @@ class Telemetry:
             outcome.request_body_bytes + outcome.request_header_bytes,
             outcome.response_body_bytes + outcome.response_header_bytes,
         )
-        logs = self._logs(exchange, source)
-        if logs and self._records.has_room:
+        logs, trace = self._logs(exchange, source), exchange.trace
+        is_reported = trace is not None and trace.is_reported
+        if (logs or is_reported) and self._records.has_room:
             message = record(exchange)
             message.logs.extend(logs)
+            if trace is not None and is_reported:
+                message.span.CopyFrom(_span(exchange, trace, series.labels))
             self._records.put(_with_ends(message, source))
 
     def _logs(self, exchange: Exchange, source: Source) -> Sequence[str]:
@@ -245,6 +250,33 @@ class Telemetry:
     def _source_of(self, source: Source) -> Workload | None:
         state = self._state
         return guess_source(state.mesh, state.place.network, source.address[0])
+
+
+_SPAN_TAGS: Final = tuple(
+    (index, f"istio.{name}")
+    for index, name in enumerate(HTTP_LABEL_NAMES)
+    if name.startswith(("source_", "destination_")) and not name.endswith("_principal")
+)
+
+
+def _span(exchange: Exchange, trace: Trace, labels: tuple[str, ...]) -> pb.Span:
+    """What the record does not have; the other tags are made of the record (waypoint/control/spans.py)."""
+    context, tracing, outcome = trace.context, trace.tracing, exchange.outcome
+    tags = tag_values(tracing.tags, exchange.request.headers)
+    if tracing.has_istio_tags:
+        tags += [(name, labels[index]) for index, name in _SPAN_TAGS]
+    host = exchange.request.authority.decode("utf-8", "replace")
+    if outcome.service is not None:
+        host = f"{outcome.service.hostname}:{outcome.service_port}"
+    return pb.Span(
+        provider=tracing.provider,
+        trace_id=bytes.fromhex(context.trace_id.decode()),
+        span_id=bytes.fromhex(context.span_id.decode()),
+        parent_id=bytes.fromhex(context.parent_id.decode()),
+        state=context.parent.state.decode("ascii"),
+        name=f"{host}/*",
+        tags=[pb.Span.Tag(name=name, value=value) for name, value in tags],
+    )
 
 
 def _unfiltered(logs: Logs) -> Sequence[str]:

@@ -6,6 +6,7 @@ in dataplane/worker/base.py.
 
 from __future__ import annotations
 
+import os
 import random
 import socket
 import time
@@ -45,6 +46,7 @@ from waypoint.worker.resolver import Resolver, ResolvingDialler
 from waypoint.worker.settings import WorkerSettings
 from waypoint.worker.telemetry import Telemetry, pack_exchanges
 from waypoint.worker.tls_dial import TlsDialler
+from waypoint.worker.tracing import RequestTracer
 from waypoint.worker.upstreams import Upstreams, UpstreamSettings
 
 _BACKLOG = 1024
@@ -83,7 +85,9 @@ class Worker(DataWorker[WorkerSettings]):
         place = Place(
             settings.namespace, settings.gateway, settings.network, settings.node, settings.cluster_id
         )
-        self._state = WaypointState(place, clock=lambda: reactor.now, random=random.random)
+        self._state = WaypointState(
+            place, clock=lambda: reactor.now, random=random.random, environment=os.environ
+        )
         buffer = FrameBuffer()
         self._pool = HbonePool(
             reactor,
@@ -134,6 +138,7 @@ class Worker(DataWorker[WorkerSettings]):
                 idle_s=settings.client_idle_s, codec=settings.http_codec, limits=settings.limits()
             ),
             observer=self._telemetry,
+            tracer=RequestTracer(self._state, random.random, random.getrandbits),
         )
         self._memory = MemoryWatch(settings.max_resident_bytes, lambda: reactor.now)
         self._refusals = Refusals(self._log)
