@@ -351,6 +351,7 @@ class RateLimit:
     keys: tuple[str, ...] = ()
     methods: tuple[str, ...] = ()
     paths: tuple[str, ...] = ()
+    is_shared: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -376,6 +377,7 @@ class RateLimitPolicy:
     targets: tuple[TargetRef, ...] = ()
     limits: tuple[RateLimit, ...] = ()
     tells: bool = True
+    failure_mode: str = "Local"
     selector: Mapping[str, str] = field(default_factory=dict)
     connections: tuple[ConnectionLimit, ...] = ()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Iterable
-from typing import Final
+from typing import Final, TypedDict
 
 import trio
 
@@ -22,6 +22,7 @@ from waypoint.control.config_dump import DumpInput, config_dump
 from waypoint.control.listeners import LISTENING, Listeners
 from waypoint.control.metrics import EXCHANGES_DROPPED, HttpTotals
 from waypoint.control.spans import SPANS_DROPPED, SPANS_SENT, SpanSink
+from waypoint.limits import RedisEndpoint
 from waypoint.settings import Settings
 from waypoint.state.destinations import DESTINATION_TYPE
 from waypoint.state.place import Place
@@ -151,6 +152,7 @@ class Waypoint(ControlProcess):
             head_time_s=settings.limits.head_time_s,
             underscores=settings.limits.underscores,
             caller_header=settings.limits.caller_header,
+            **_redis(settings.redis),
             http_codec=settings.http_codec,
             http2_codec=settings.http2_codec,
             is_access_log_on=settings.access_log != "off",
@@ -171,3 +173,25 @@ class Waypoint(ControlProcess):
             worker_dumps=await self.pool.dumps(),
         )
         return await trio.to_thread.run_sync(config_dump, found)
+
+
+class _RedisSettings(TypedDict, total=False):
+    redis_host: str
+    redis_port: int
+    redis_user: str
+    redis_database: int
+    redis_password_file: str
+    redis_timeout_s: float
+
+
+def _redis(endpoint: RedisEndpoint | None) -> _RedisSettings:
+    if endpoint is None:
+        return {}
+    return {
+        "redis_host": endpoint.host,
+        "redis_port": endpoint.port,
+        "redis_user": endpoint.user,
+        "redis_database": endpoint.database,
+        "redis_password_file": endpoint.password_file,
+        "redis_timeout_s": endpoint.timeout_s,
+    }

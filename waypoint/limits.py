@@ -55,3 +55,17 @@ class RequestLimits:
         if caller:
             kept.append((own, caller.encode()))
         return kept
+
+
+@dataclass(frozen=True, slots=True)
+class RedisEndpoint:
+    """Where shared rate limits are counted. The password is read from its file at every connection, so that
+    it may change.
+    """
+
+    host: str
+    port: int = 6379
+    user: str = ""
+    database: int = 0
+    password_file: str = ""
+    timeout_s: float = 0.1

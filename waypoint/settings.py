@@ -11,6 +11,7 @@ import ipaddress
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final, cast
+from urllib.parse import urlsplit
 
 from dataplane.settings import (
     DEFAULT_XDS_PORT,
@@ -23,7 +24,7 @@ from dataplane.settings import (
 )
 from transport.http1 import grammar
 from transport.spiffe import SpiffeId
-from waypoint.limits import RequestLimits, Underscores
+from waypoint.limits import RedisEndpoint, RequestLimits, Underscores
 
 DEFAULT_STATE_DIR: Final = "/var/lib/mycelia/waypoint"
 HBONE_PORT: Final = 15008
@@ -62,6 +63,7 @@ class Settings:
     readiness_port: int = 15021
     drain_deadline_s: float = _DRAIN_S
     limits: RequestLimits = field(default_factory=RequestLimits)
+    redis: RedisEndpoint | None = None
     log_level: str = "info"
     is_log_json: bool = False
     # Requests on standard output: off, text or json.
@@ -97,12 +99,49 @@ def settings_from(environment: Mapping[str, str]) -> Settings:
         readiness_port=reader.integer("MYCELIA_READINESS_PORT", 15021, 0, 65535),
         drain_deadline_s=reader.drain_deadline(),
         limits=_limits(reader, environment),
+        redis=_redis(reader, environment),
         log_level=reader.log_level(),
         access_log=reader.choice("MYCELIA_ACCESS_LOG", "off", ("off", "text", "json")),
         is_log_json=reader.choice("LOG_FORMAT", "plain", ("plain", "json")) == "json",
     )
 
 
+def _redis(reader: EnvironmentReader, environment: Mapping[str, str]) -> RedisEndpoint | None:
+    """`redis://[USER@]HOST[:PORT][/DATABASE]`; the password never stands in a variable."""
+    text = environment.get("MYCELIA_RATE_LIMIT_REDIS", "").strip()
+    if not text:
+        return None
+    try:
+        url = urlsplit(text)
+        port = url.port or 6379
+    except ValueError as error:
+        raise InvalidSetting(f"MYCELIA_RATE_LIMIT_REDIS is {text!r}", next_step=_REDIS_FORM) from error
+    if url.password is not None:
+        raise InvalidSetting(
+            "MYCELIA_RATE_LIMIT_REDIS has a password in it",
+            next_step="put it into a file and name that in MYCELIA_RATE_LIMIT_REDIS_PASSWORD_FILE",
+        )
+    if url.scheme == "rediss":
+        raise InvalidSetting(
+            "MYCELIA_RATE_LIMIT_REDIS is a rediss:// address: TLS to Redis is not supported",
+            next_step="use redis:// on a network of your own, or through a TLS proxy beside the waypoint",
+        )
+    database = url.path.removeprefix("/") or "0"
+    is_plain = not url.query and not url.fragment and database.isdecimal() and len(database) < 4
+    if url.scheme != "redis" or not url.hostname or not is_plain:
+        raise InvalidSetting(f"MYCELIA_RATE_LIMIT_REDIS is {text!r}", next_step=_REDIS_FORM)
+    timeout_ms = reader.integer("MYCELIA_RATE_LIMIT_REDIS_TIMEOUT_MS", 100, 10, 10_000)
+    return RedisEndpoint(
+        url.hostname,
+        port,
+        url.username or "",
+        int(database),
+        environment.get("MYCELIA_RATE_LIMIT_REDIS_PASSWORD_FILE", ""),
+        timeout_ms / 1000,
+    )
+
+
+_REDIS_FORM: Final = "allowed: redis://[USER@]HOST[:PORT][/DATABASE]"
 _TAKEN: Final = frozenset({"host", "content-length", "content-type", "authorization", "cookie"})
 
 

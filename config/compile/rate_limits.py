@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from config.compile.messages import duration
 from config.compile.resource import RATE_LIMIT, Resource, make_resource
 from config.objects import RateLimit, RateLimitPolicy
 from proto.mycelia import attachment_pb2
 from proto.mycelia import rate_limit_pb2 as pb
+
+_MODES: Final = {
+    "Local": pb.RateLimitPolicy.LOCAL,
+    "Open": pb.RateLimitPolicy.OPEN,
+    "Closed": pb.RateLimitPolicy.CLOSED,
+}
 
 
 def compile_rate_limits(
@@ -19,6 +27,7 @@ def compile_rate_limits(
         attachment=attachment,
         limits=[_limit(limit) for limit in policy.limits],
         tells=policy.tells,
+        failure_mode=_MODES[policy.failure_mode],
     )
     return make_resource(RATE_LIMIT, f"{meta.namespace}/{meta.name}", message, waypoints=waypoints)
 
@@ -32,6 +41,7 @@ def _limit(limit: RateLimit) -> pb.RateLimitPolicy.Limit:
         keys=[_key(text) for text in limit.keys],
         methods=limit.methods,
         paths=limit.paths,
+        shared=limit.is_shared,
     )
 
 

@@ -56,6 +56,7 @@ class LimitSpec(Strict):
         default_factory=list
     )
     match: MatchSpec | None = None
+    shared: bool = False
 
     def to_object(self, index: int) -> objects.RateLimit:
         match = self.match or MatchSpec.model_construct(methods=[], paths=[])
@@ -67,6 +68,7 @@ class LimitSpec(Strict):
             keys=tuple(self.by),
             methods=tuple(match.methods),
             paths=tuple(match.paths),
+            is_shared=self.shared,
         )
 
 
@@ -114,6 +116,7 @@ class RateLimitSpec(Strict):
     limits: Annotated[list[LimitSpec], Field(max_length=MAX_LIMITS)] = Field(default_factory=list)
     connections: Annotated[list[ConnectionSpec], Field(max_length=MAX_LIMITS)] = Field(default_factory=list)
     headers: bool = True
+    failure_mode: Literal["Local", "Open", "Closed"] | None = Field(default=None, alias="failureMode")
 
     @model_validator(mode="after")
     def _check(self) -> RateLimitSpec:
@@ -121,6 +124,8 @@ class RateLimitSpec(Strict):
             complain("a policy needs limits (of requests, at waypoints) or connections (at node proxies)")
         if self.limits and not self.targets:
             complain("limits of requests need targetRefs: they are counted at waypoints")
+        if self.failure_mode is not None and not any(limit.shared for limit in self.limits):
+            complain("failureMode goes with a limit that is shared")
         if self.selector is not None and self.targets:
             complain("selector and targetRefs exclude each other")
         for target in self.targets if self.connections else ():
@@ -142,6 +147,7 @@ class RateLimitPolicy(Manifest):
             targets=tuple(target.to_object() for target in self.spec.targets),
             limits=tuple(limit.to_object(index) for index, limit in enumerate(self.spec.limits)),
             tells=self.spec.headers,
+            failure_mode=self.spec.failure_mode or "Local",
             selector=self.spec.selector.match_labels if self.spec.selector is not None else {},
             connections=tuple(each.to_object(index) for index, each in enumerate(self.spec.connections)),
         )

@@ -38,6 +38,11 @@ def sent(mesh: Mesh) -> dict[str, pb.RateLimitPolicy]:
         (f"{TO_WEB}, limits: [{{requests: 1, per: 1s, by: ['header:']}}]", "header:NAME"),
         (f"{TO_WEB}, limits: [{{requests: 1, per: 1s, match: {{}}}}]", "match says nothing"),
         (f"{TO_WEB}, limits: [{{requests: 1, per: 1s}}], mode: Shared", "mode"),
+        (
+            f"{TO_WEB}, limits: [{{requests: 1, per: 1s}}], failureMode: Open",
+            "goes with a limit that is shared",
+        ),
+        (f"{TO_WEB}, limits: [{{requests: 1, per: 1s, shared: true}}], failureMode: Ajar", "Local, Open"),
         ("targetRefs: [{kind: Pod, name: web}], limits: [{requests: 1, per: 1s}]", "HTTPRoute"),
     ],
 )
@@ -80,3 +85,15 @@ def test_a_route_that_goes_takes_its_limit_along() -> None:
     mesh.remove("HTTPRoute", "shop", "r")
     assert sent(mesh) == {}
     assert any("TargetNotFound" in note for note in mesh.notes())
+
+
+@pytest.mark.parametrize(
+    ("mode", "expected"),
+    [("", 0), (", failureMode: Local", 0), (", failureMode: Open", 1), (", failureMode: Closed", 2)],
+)
+def test_a_shared_limit_and_its_failure_mode_are_told(mode: str, expected: int) -> None:
+    web = service("web", "ports: [{name: http, port: 80}]", labels="istio.io/use-waypoint: wp")
+    spec = f"{TO_WEB}{mode}, limits: [{{requests: 1, per: 1s, shared: true}}, {{requests: 1, per: 1s}}]"
+    found = sent(Mesh(waypoint(), replica(), web, limits(spec)))["shop/calm"]
+    assert [each.shared for each in found.limits] == [True, False]
+    assert found.failure_mode == expected

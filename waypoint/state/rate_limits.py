@@ -10,7 +10,7 @@ forgotten.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -53,12 +53,12 @@ class Limit:
 
     __slots__ = (
         "_full_at",
-        "_interval_s",
         "_keys",
         "_methods",
         "_overflow",
         "_paths",
         "burst",
+        "interval_s",
         "name",
         "requests",
     )
@@ -71,7 +71,7 @@ class Limit:
         self.name = message.name
         self.requests = message.requests
         self.burst = max((message.burst or message.requests) // share, 1)
-        self._interval_s = per_s / message.requests * share
+        self.interval_s = per_s / message.requests * share
         self._keys = tuple(map(_key_part, message.keys))
         self._methods: Texts[bytes] | None = octets(message.methods) if message.methods else None
         self._paths: Texts[bytes] | None = octets(message.paths) if message.paths else None
@@ -94,19 +94,19 @@ class Limit:
         full_at = self._full_at.get(key)
         if full_at is None:
             full_at = self._overflow if len(self._full_at) >= MAX_KEYS and not self._make_room(now) else now
-        full_at = max(full_at, now) + self._interval_s
-        over_s = full_at - now - self.burst * self._interval_s
+        full_at = max(full_at, now) + self.interval_s
+        over_s = full_at - now - self.burst * self.interval_s
         if over_s > 1e-9:
-            return Room(self, 0, full_at - self._interval_s - now, over_s)
-        return Room(self, int(-over_s / self._interval_s + 1e-6), full_at - now, 0.0)
+            return Room(self, 0, full_at - self.interval_s - now, over_s)
+        return Room(self, int(-over_s / self.interval_s + 1e-6), full_at - now, 0.0)
 
     def take(self, key: bytes, now: float) -> None:
         """After a look at the same moment that found room."""
         held = self._full_at
         if key in held or len(held) < MAX_KEYS:
-            held[key] = max(held.get(key, now), now) + self._interval_s
+            held[key] = max(held.get(key, now), now) + self.interval_s
         else:
-            self._overflow = max(self._overflow, now) + self._interval_s
+            self._overflow = max(self._overflow, now) + self.interval_s
 
     def _make_room(self, now: float) -> bool:
         """Forget full buckets among some, the oldest first."""
@@ -129,6 +129,7 @@ class RateLimitPolicy:
     attached: Attached
     limits: tuple[pb.RateLimitPolicy.Limit, ...]
     tells: bool
+    failure_mode: int = pb.RateLimitPolicy.LOCAL
 
     def __str__(self) -> str:
         return f"RateLimitPolicy/{self.key}"
@@ -145,28 +146,41 @@ def parse_rate_limits(name: str, content: bytes) -> RateLimitPolicy:
     check_name(name, key)
     for limit in message.limits:
         Limit(limit, 1)
-    return RateLimitPolicy(key, Attached.of(message.attachment), tuple(message.limits), message.tells)
+    return RateLimitPolicy(
+        key, Attached.of(message.attachment), tuple(message.limits), message.tells, message.failure_mode
+    )
 
 
 class Counting:
     """The buckets of one policy, which outlive changes of other things."""
 
-    __slots__ = ("limits", "policy")
+    __slots__ = ("limits", "policy", "shared", "stand_ins")
 
     def __init__(self, policy: RateLimitPolicy, share: int) -> None:
         self.policy = policy
-        self.limits = tuple(Limit(each, share) for each in policy.limits)
+        self.limits = tuple(Limit(each, share) for each in policy.limits if not each.shared)
+        # By place in the policy: for all replicas, and for this worker alone while nobody else counts.
+        shared = [(index, each) for index, each in enumerate(policy.limits) if each.shared]
+        self.shared = tuple((index, Limit(each, 1)) for index, each in shared)
+        self.stand_ins = tuple(Limit(each, share) for _, each in shared)
 
 
 def ask(counting: Sequence[Counting], asked: Asked, now: float) -> tuple[Room | None, Counting | None]:
     """The tightest room, and the policy that refuses; then nothing was taken anywhere.
 
-    (None, None): no limit is about this request.
+    (None, None): no limit is about this request. Of limits that are not shared.
     """
+    return ask_each([(each, each.limits) for each in counting], asked, now)
+
+
+def ask_each(
+    groups: Iterable[tuple[Counting, Sequence[Limit]]], asked: Asked, now: float
+) -> tuple[Room | None, Counting | None]:
+    """`ask` of these limits of each policy."""
     found: list[tuple[Limit, bytes]] = []
     tightest: Room | None = None
-    for each in counting:
-        for limit in each.limits:
+    for each, limits in groups:
+        for limit in limits:
             key = limit.key(asked)
             if key is None:
                 continue

@@ -8,7 +8,7 @@ from dataplane.worker.settings import read_settings, write_settings
 from transport.hbone.connection import HboneSettings
 from transport.hbone.pool import PoolSettings
 from transport.http2.codec import CodecKind
-from waypoint.limits import RequestLimits, Underscores
+from waypoint.limits import RedisEndpoint, RequestLimits, Underscores
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +47,14 @@ class WorkerSettings:
     underscores: Underscores = "allow"
     caller_header: str = ""
 
+    # Where shared rate limits are counted; no host: nowhere.
+    redis_host: str = ""
+    redis_port: int = 6379
+    redis_user: str = ""
+    redis_database: int = 0
+    redis_password_file: str = ""
+    redis_timeout_s: float = 0.1
+
     max_connections: int = 100_000
     max_resident_bytes: int = 0  # 0: no limit
     credential_wait_s: float = 10.0
@@ -81,6 +89,18 @@ class WorkerSettings:
             head_time_s=self.head_time_s,
             underscores=self.underscores,
             caller_header=self.caller_header,
+        )
+
+    def redis(self) -> RedisEndpoint | None:
+        if not self.redis_host:
+            return None
+        return RedisEndpoint(
+            self.redis_host,
+            self.redis_port,
+            self.redis_user,
+            self.redis_database,
+            self.redis_password_file,
+            self.redis_timeout_s,
         )
 
     def pool(self) -> PoolSettings:

@@ -41,6 +41,7 @@ from waypoint.worker.memory import MemoryWatch
 from waypoint.worker.policy_counts import PolicyCounts
 from waypoint.worker.proxy import Proxy, ProxySettings
 from waypoint.worker.rate_limits import RateLimits
+from waypoint.worker.redis_client import RedisClient
 from waypoint.worker.refusals import Refusals
 from waypoint.worker.resolver import Resolver, ResolvingDialler
 from waypoint.worker.settings import WorkerSettings
@@ -100,7 +101,8 @@ class Worker(DataWorker[WorkerSettings]):
         mesh_dialler = MeshDialler(
             self._pool, self._origin, TcpDialler(reactor, buffer.plain), peer_port=settings.peer_hbone_port
         )
-        dialler = TlsDialler(ResolvingDialler(mesh_dialler, Resolver(reactor), random.random), reactor)
+        resolver = Resolver(reactor)
+        dialler = TlsDialler(ResolvingDialler(mesh_dialler, resolver, random.random), reactor)
         self._upstreams = Upstreams(reactor, dialler, UpstreamSettings(codec=settings.http_codec))
         self._policy_counts = PolicyCounts()
         self._filters = Filters(self._state, reactor, self._log)
@@ -109,7 +111,11 @@ class Worker(DataWorker[WorkerSettings]):
             Authentication(self._state, time.time),
             Authorization(self._state, self._log, self._policy_counts),
             RateLimits(
-                self._state, lambda: reactor.now, self._policy_counts, workers=max(settings.workers, 1)
+                self._state,
+                lambda: reactor.now,
+                self._policy_counts,
+                workers=max(settings.workers, 1),
+                redis=self._redis(settings, resolver),
             ),
             self._filters,
         )
@@ -151,6 +157,10 @@ class Worker(DataWorker[WorkerSettings]):
             observer=self._refusals,
             may_take_on=lambda: not self._memory.is_short,
         )
+
+    def _redis(self, settings: WorkerSettings, resolver: Resolver) -> RedisClient | None:
+        endpoint = settings.redis()
+        return None if endpoint is None else RedisClient(self._reactor, endpoint, resolver, self._log)
 
     # Resources
 
