@@ -78,11 +78,11 @@ async def measure(
     per_second = float(rate[1])
     # A timed run ends with requests in flight, one for each stream: they are not failures.
     failed = max(0, int(counts[4]) + int(counts[5]) - load.connections * load.streams)
-    p50, p99 = _percentiles(log)
+    p50, p99 = percentiles(log)
     return Measured(per_second, p50, p99, share / per_second * 1e6 if per_second else 0.0, failed)
 
 
-def _percentiles(log: Path) -> tuple[float, float]:
+def percentiles(log: Path) -> tuple[float, float]:
     """From h2load's log: begin, status and duration of each request, in microseconds."""
     times = sorted(int(line.split()[2]) for line in log.read_text().splitlines())
     if not times:

@@ -42,9 +42,11 @@ class FloodGuard:
         "_control",
         "_control_base",
         "_early_ends",
+        "_early_ends_at_once",
         "_late",
         "_limits",
         "_priorities",
+        "_streams_before",
         "_updates",
         "data_frames_sent",
         "empty_run",
@@ -60,13 +62,24 @@ class FloodGuard:
         self._control = 0
         self._control_base = 0
         self._early_ends = 0
+        self._early_ends_at_once = 0
+        self._streams_before = 0
         self.empty_run = 0
         self._late = 0
         self._priorities = 0
         self._updates = 0
 
+    def begin_input(self) -> None:
+        """A piece of input comes: what it does to streams that it opens itself is also judged alone."""
+        self._early_ends_at_once = 0
+        self._streams_before = self.streams
+
     def early_end(self) -> None:
         """A stream ended before it was of use: reset by the peer, or by us for the peer's fault."""
+        self._early_ends_at_once += 1
+        opened = self.streams - self._streams_before
+        if self._limits.resets_at_once < self._early_ends_at_once <= opened:
+            raise flooded(Flood.RAPID_RESET)
         self._early_ends += 1
         if self._early_ends > self._limits.resets and self._early_ends * 2 >= self.streams:
             raise flooded(Flood.RAPID_RESET)

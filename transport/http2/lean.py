@@ -57,6 +57,7 @@ class LeanCodec(ControlHalf):
             return []
         events: list[Event] = []
         self._events = events
+        self._guard.begin_input()
         view = data if type(data) is memoryview else memoryview(data)
         try:
             self._walk(view, events)

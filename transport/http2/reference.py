@@ -82,6 +82,7 @@ class ReferenceCodec(ReferenceSending):
             return []
         self._events = []
         self._input += data
+        self._guard.begin_input()
         try:
             self._walk()
         except ConnectionFault as fault:

@@ -35,6 +35,7 @@ class FloodLimits:
     resets: int = (
         500  # streams ended early by the peer's fault, when they are also half of all streams or more
     )
+    resets_at_once: int = 500  # the same of streams that were opened in one piece of input
     control_frames: int = (
         1000  # PING and SETTINGS beyond one per data frame and per 16 KiB, between own PINGs
     )

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Iterable
+from typing import Any, Final
 
 from transport.http2.codec import Http2Codec
 from transport.http2.error_codes import ErrorCode
 from transport.http2.events import (
     ConnectionFailed,
+    DataReceived,
     Event,
     GoAwayReceived,
+    HeadersReceived,
     PeerSettings,
     StreamReset,
     WindowOpened,
 )
-from transport.http2.settings import KIB, MAX_STREAM_ID, MIB, Http2Settings
+from transport.http2.settings import KIB, MAX_STREAM_ID, MIB, FloodLimits, Http2Settings
 from transport.reactor import Reactor
 from waypoint.worker.byte_stream import ByteStream
 from waypoint.worker.failures import Cause, Failure
@@ -30,7 +33,9 @@ SETTINGS: Final = Http2Settings(
     max_header_list=60 * KIB,
     max_concurrent_streams=_MAX_STREAMS,
     assumed_peer_streams=_MAX_STREAMS,
+    limits=FloodLimits(resets_at_once=_MAX_STREAMS),
 )
+_FLOOD_LINGER_BYTES: Final = 64 * KIB
 
 
 class Http2Connection(HttpConnection):
@@ -58,6 +63,34 @@ class Http2Connection(HttpConnection):
         self.codec.start()
         self.touch()
         super().start(first)
+
+    def _handle(self, take: Any, *arguments: Any) -> None:
+        if self._is_server:
+            super()._handle(self._worthwhile, take, *arguments)
+        else:
+            super()._handle(take, *arguments)
+
+    def _worthwhile(self, take: Any, *arguments: Any) -> Iterable[Event]:
+        """Without requests that the same input gives up: who floods us with them costs a decode each."""
+        events: list[Event] = take(*arguments)
+        if len(events) < 2:
+            return events
+        if type(events[-1]) is ConnectionFailed:
+            return events[-1:]
+        over = {event.stream_id for event in events if type(event) is StreamReset} - self.users.keys()
+        if not over:
+            return events
+        kept = []
+        for event in events:
+            kind = type(event)
+            if kind is HeadersReceived or kind is StreamReset:
+                if event.stream_id in over:  # type: ignore[attr-defined]  # both have it
+                    continue
+            elif kind is DataReceived and event.stream_id in over:  # type: ignore[attr-defined]
+                self.consumed(event.stream_id, event.flow_bytes)  # type: ignore[attr-defined]
+                continue
+            kept.append(event)
+        return kept
 
     def consumed(self, stream_id: int, flow_bytes: int) -> None:
         if not self.is_closed and flow_bytes:
@@ -159,7 +192,8 @@ class Http2Connection(HttpConnection):
         """The peer broke the protocol: a GOAWAY leaves, then the end."""
         self._end_users(Failure(Cause.PROTOCOL, event.reason, event.code))
         self._over(None)  # writes the codec's output
-        Linger(self.reactor, self.stream)
+        is_flood = event.code == ErrorCode.ENHANCE_YOUR_CALM
+        Linger(self.reactor, self.stream, *((_FLOOD_LINGER_BYTES,) if is_flood else ()))
 
     def _after_flush(self) -> None:
         if self.is_going_away and not self.users and not self.is_closed:

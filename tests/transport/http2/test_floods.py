@@ -28,7 +28,7 @@ from tests.transport.http2.wire import (
 from transport.http2.codec import CodecKind
 from transport.http2.error_codes import ErrorCode
 from transport.http2.events import ConnectionFailed, Event
-from transport.http2.settings import Http2Settings
+from transport.http2.settings import FloodLimits, Http2Settings
 
 CALM = ErrorCode.ENHANCE_YOUR_CALM
 
@@ -248,3 +248,35 @@ def test_server_that_resets_every_stream_is_tolerated_by_a_client(kind: CodecKin
         rig.gets(rst(stream, ErrorCode.REFUSED_STREAM))
         rig.codec.take_output()
     rig.assert_alive()
+
+
+AT_ONCE = Http2Settings(limits=FloodLimits(resets_at_once=20))
+
+
+def given_up(rig: Rig, count: int, first: int = 1) -> list[bytes]:
+    return [rig.headers(stream, CONNECT) + rst(stream) for stream in range(first, first + 2 * count, 2)]
+
+
+def test_a_burst_in_one_input_is_a_flood_before_the_connections_count_is_reached(
+    kind: CodecKind,
+) -> None:
+    rig = server(kind, AT_ONCE)
+    rig.assert_failed(rig.gets(*given_up(rig, 21)), CALM, "rapid_reset_flood")
+
+
+def test_as_many_over_several_inputs_are_not(kind: CodecKind) -> None:
+    rig = server(kind, AT_ONCE)
+    for round_number in range(5):
+        events = rig.gets(*given_up(rig, 20, first=1 + 40 * round_number))
+        assert not isinstance(events[-1], ConnectionFailed)
+        rig.codec.take_output()
+
+
+def test_many_old_streams_may_be_given_up_at_once(kind: CodecKind) -> None:
+    rig = server(kind, AT_ONCE)
+    streams = range(1, 121, 2)
+    for stream in streams:
+        rig.gets(rig.headers(stream, CONNECT))
+    events = rig.gets(*(rst(stream) for stream in streams))
+    assert len(events) == len(streams)
+    assert not isinstance(events[-1], ConnectionFailed)

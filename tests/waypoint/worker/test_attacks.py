@@ -13,10 +13,28 @@ from pathlib import Path
 import pytest
 from OpenSSL import SSL
 
+from tests.kit import attacks
+from tests.kit.attacks import (
+    DATA,
+    FLOODS,
+    HTTP1_ATTACKS,
+    OPENING,
+    RST,
+    connect_block,
+    frame,
+    head,
+    request_block,
+)
 from tests.transport.hbone.kit import context_for
-from tests.waypoint.worker import attacks
-from tests.waypoint.worker.attacks import FLOODS, HTTP1_ATTACKS, OPENING, connect_block, request_block
-from tests.waypoint.worker.kit import PATIENCE_S, Routes, RunningProxy, connect, nginx, read_until
+from tests.waypoint.worker.kit import (
+    PATIENCE_S,
+    Routes,
+    RunningProxy,
+    ScriptedServer,
+    connect,
+    nginx,
+    read_until,
+)
 from tests.waypoint.worker.test_hbone import CLIENT, WAYPOINT, Mesh
 from tests.waypoint.worker.test_streaming import BOUND, H2Client, bounded_memory
 from transport.http2 import frames
@@ -193,3 +211,20 @@ def test_windows_that_stay_shut_hold_little_and_harm_nobody(proxy: RunningProxy,
         sock.sendall(frames.PREFACE + attacks.frame(attacks.SETTINGS, 0, 0, setting) + heads)
         with neighbours(proxy.port):
             proxy.ask(lambda: None)
+
+
+def test_a_request_given_up_in_the_same_breath_reaches_no_application() -> None:
+    """It costs a decode; the one beside it, with a body that came in the same input too, is served."""
+    with ScriptedServer() as server:
+        routes = Routes(tcp=server.endpoint()).to(b"/", server.endpoint())
+        with RunningProxy(routes) as proxy, connect(proxy.port) as sock:
+            post, get = request_block(b"POST"), request_block()
+            given_up = (
+                head(1, post, end=False) + frame(DATA, 0, 1, b"abc") + frame(RST, 0, 1, bytes((0, 0, 0, 8)))
+            )
+            sock.sendall(OPENING + given_up + head(3, get))
+            with server.accept() as upstream:
+                assert read_until(upstream, b"\r\n\r\n").startswith(b"GET / ")
+                upstream.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+                read_until(sock, b"ok")
+            proxy.log.until(lambda log: len(log.exchanges) == 1)
