@@ -65,6 +65,14 @@ class GrpcAuthorizer:
     body: CheckBody | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class FileAccessLog:
+    """envoyFileAccessLog on standard output: `text`, or labels of a JSON object, or Istio's format."""
+
+    text: str = ""
+    labels: tuple[tuple[str, str], ...] = ()
+
+
 class SpanWire(enum.Enum):
     OTLP_GRPC = "OTLP/gRPC"
     OTLP_HTTP = "OTLP/HTTP"
@@ -89,7 +97,7 @@ class ForeignProvider:
     kind: str
 
 
-ProviderConfig = HttpAuthorizer | GrpcAuthorizer | SpanCollector | ForeignProvider
+ProviderConfig = HttpAuthorizer | GrpcAuthorizer | SpanCollector | FileAccessLog | ForeignProvider
 
 
 @dataclass(frozen=True, slots=True)

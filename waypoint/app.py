@@ -113,8 +113,10 @@ class Waypoint(ControlProcess):
     def _take_exchanges(self, index: int, message: pb.ToControl) -> None:  # noqa: ARG002 - the seam's
         self.exchanges_dropped += message.exchanges.dropped
         for exchange in message.exchanges.exchanges:
-            if exchange.logs:
-                self._output.access.put(self._format(exchange))
+            for name in exchange.logs:
+                format_ = self.state.telemetry.formats.get(name)
+                line = self._format(exchange) if format_ is None else format_.line(exchange)
+                self._output.access.put(line)
             if exchange.HasField("span"):
                 self.spans.take(exchange)
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Final
 
 from config.compile.resource import TELEMETRY, Resource, make_resource
-from config.extension_providers import SpanCollector, SpanWire
+from config.extension_providers import FileAccessLog, SpanCollector, SpanWire
 from config.objects import SpanTag, Telemetry, TracingStep
 from proto.mycelia import attachment_pb2
 from proto.mycelia import telemetry_pb2 as pb
@@ -14,6 +15,7 @@ from proto.mycelia import telemetry_pb2 as pb
 # What every waypoint has without being told: its standard output.
 BUILT_IN_LOGS: Final = frozenset({"envoy"})
 Collectors = Mapping[str, SpanCollector]
+Logs = Mapping[str, FileAccessLog]
 _WIRES: Final = {
     SpanWire.OTLP_GRPC: pb.Telemetry.SpanProvider.OTLP_GRPC,
     SpanWire.OTLP_HTTP: pb.Telemetry.SpanProvider.OTLP_HTTP,
@@ -21,10 +23,18 @@ _WIRES: Final = {
 }
 
 
-def unknown_logs(telemetry: Telemetry) -> tuple[str, ...]:
+@dataclass(frozen=True, slots=True)
+class Providers:
+    """Of MeshConfig, as far as Telemetry can name them."""
+
+    collectors: Collectors = field(default_factory=dict)
+    logs: Logs = field(default_factory=dict)
+
+
+def unknown_logs(telemetry: Telemetry, logs: Logs) -> tuple[str, ...]:
     """In the order of the object."""
     named = [name for step in telemetry.logging for name in step.providers]
-    return tuple(dict.fromkeys(name for name in named if name not in BUILT_IN_LOGS))
+    return tuple(dict.fromkeys(name for name in named if name not in BUILT_IN_LOGS and name not in logs))
 
 
 def unknown_collectors(telemetry: Telemetry, collectors: Collectors) -> tuple[str, ...]:
@@ -38,7 +48,7 @@ def compile_telemetry(
     waypoints: tuple[str, ...],
     *,
     root_namespace: str,
-    collectors: Collectors,
+    providers: Providers,
 ) -> Resource:
     """Steps of logging whose providers are all unknown are left out: what was chosen before them goes on."""
     meta = telemetry.meta
@@ -53,13 +63,21 @@ def compile_telemetry(
         order=_order(telemetry),
     )
     for step in telemetry.logging:
-        known = [name for name in step.providers if name in BUILT_IN_LOGS]
+        known = [name for name in step.providers if name in BUILT_IN_LOGS or name in providers.logs]
         if known or not step.providers:
             message.logging.add(providers=known, disabled=step.is_disabled, filter=step.filter)
+    logs = {name for step in message.logging for name in step.providers if name in providers.logs}
+    message.log_providers.extend(_log(name, providers.logs[name]) for name in sorted(logs))
+    collectors = providers.collectors
     message.tracing.extend(_tracing(step, collectors) for step in telemetry.tracing)
     named = {step.provider for step in message.tracing if step.provider}
     message.span_providers.extend(_provider(name, collectors[name]) for name in sorted(named))
     return make_resource(TELEMETRY, f"{meta.namespace}/{meta.name}", message, waypoints=waypoints)
+
+
+def _log(name: str, log: FileAccessLog) -> pb.Telemetry.LogProvider:
+    labels = [pb.Telemetry.Header(name=key, value=value) for key, value in log.labels]
+    return pb.Telemetry.LogProvider(name=name, text=log.text, labels=labels)
 
 
 def _tracing(step: TracingStep, collectors: Collectors) -> pb.Telemetry.Tracing:

@@ -11,6 +11,7 @@ from config import extension_providers as inner
 from config.kinds.istio_schema import Milliseconds
 from config.kinds.route_schema import is_edited_name, is_field_name, is_field_value
 from config.kinds.schema import Model, NonEmpty, PortNumber, complain, is_dns_label, is_dns_name, refuse
+from telemetry.access_format import FormatRejected, parse_format, parse_labels
 
 MAX_PROVIDERS: Final = 64
 MAX_HEADERS: Final = 64
@@ -203,6 +204,30 @@ class ZipkinSpec(ServiceSpec):
         return inner.SpanCollector(self.place(), inner.SpanWire.ZIPKIN, self.path, adds_w3c=adds_w3c)
 
 
+class LogFormatSpec(Model):
+    text: str = ""
+    labels: dict[NonEmpty, str] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _check(self) -> LogFormatSpec:
+        if self.text and self.labels:
+            complain("logFormat: text and labels exclude each other")
+        try:
+            parse_format(self.text)
+            parse_labels(self.labels)
+        except FormatRejected as error:
+            complain(f"logFormat: {error.text}")
+        return self
+
+
+class FileAccessLogSpec(Model):
+    path: Literal["/dev/stdout"] = "/dev/stdout"
+    log_format: LogFormatSpec = Field(default_factory=LogFormatSpec, alias="logFormat")
+
+    def to_config(self) -> inner.FileAccessLog:
+        return inner.FileAccessLog(self.log_format.text, tuple(self.log_format.labels.items()))
+
+
 class ForeignSpec(Model):
     """Whatever stands in it: nobody reads it."""
 
@@ -220,7 +245,7 @@ class ProviderSpec(Strict):
     http_authorizer: HttpAuthorizerSpec | None = Field(default=None, alias="envoyExtAuthzHttp")
     grpc_authorizer: GrpcAuthorizerSpec | None = Field(default=None, alias="envoyExtAuthzGrpc")
     prometheus: ForeignSpec | None = None
-    file_access_log: ForeignSpec | None = Field(default=None, alias="envoyFileAccessLog")
+    file_access_log: FileAccessLogSpec | None = Field(default=None, alias="envoyFileAccessLog")
     http_access_log: ForeignSpec | None = Field(default=None, alias="envoyHttpAls")
     tcp_access_log: ForeignSpec | None = Field(default=None, alias="envoyTcpAls")
     otel_access_log: ForeignSpec | None = Field(default=None, alias="envoyOtelAls")
@@ -259,4 +284,5 @@ _KINDS: Final[Mapping[type[Model], Callable[[Any], inner.ProviderConfig]]] = {
     GrpcAuthorizerSpec: GrpcAuthorizerSpec.to_config,
     OpenTelemetrySpec: OpenTelemetrySpec.to_config,
     ZipkinSpec: ZipkinSpec.to_config,
+    FileAccessLogSpec: FileAccessLogSpec.to_config,
 }

@@ -7,13 +7,13 @@ protects nothing, so whatever is wrong with it leaves things as they are without
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
 from config.compile.resource import Resource
-from config.compile.telemetry import compile_telemetry, unknown_collectors, unknown_logs
-from config.extension_providers import SpanCollector
+from config.compile.telemetry import Providers, compile_telemetry, unknown_collectors, unknown_logs
+from config.extension_providers import FileAccessLog, SpanCollector
 from config.notes import Note, Reason
 from config.objects import Kind, MeshConfig, MeshObject, Ref, Telemetry
 from config.registry.attached_policies import Enrolments, all_waypoints, attach_policy
@@ -33,8 +33,8 @@ class Observed:
 def attach_telemetry(telemetry: Telemetry, registry: Enrolments) -> Observed:
     ref = telemetry.meta.ref
     mesh_config = Ref(Kind.MESH_CONFIG.value, registry.root_namespace, MESH_CONFIG_NAME)
-    collectors = _collectors(registry.index.objects.get(mesh_config))
-    notes = list(_provider_notes(telemetry, collectors))
+    providers = _providers(registry.index.objects.get(mesh_config))
+    notes = list(_provider_notes(telemetry, providers))
     if telemetry.selector:
         text = "waypoints are chosen by targetRefs; a selector picks workloads, which log nothing of requests"
         return Observed([], (*notes, Note(ref, Reason.NO_EFFECT, text)), frozenset())
@@ -53,27 +53,26 @@ def attach_telemetry(telemetry: Telemetry, registry: Enrolments) -> Observed:
     made = []
     if names:
         root = registry.root_namespace
-        made.append(
-            compile_telemetry(telemetry, attachment, names, root_namespace=root, collectors=collectors)
-        )
+        made.append(compile_telemetry(telemetry, attachment, names, root_namespace=root, providers=providers))
     return Observed(made, tuple(notes), depends_on | {mesh_config})
 
 
-def _collectors(mesh_config: MeshObject | None) -> dict[str, SpanCollector]:
-    if not isinstance(mesh_config, MeshConfig):
-        return {}
-    return {
-        each.name: each.config for each in mesh_config.providers if isinstance(each.config, SpanCollector)
-    }
+def _providers(mesh_config: MeshObject | None) -> Providers:
+    found = mesh_config.providers if isinstance(mesh_config, MeshConfig) else ()
+    return Providers(
+        {each.name: each.config for each in found if isinstance(each.config, SpanCollector)},
+        {each.name: each.config for each in found if isinstance(each.config, FileAccessLog)},
+    )
 
 
-def _provider_notes(telemetry: Telemetry, collectors: Mapping[str, SpanCollector]) -> Iterator[Note]:
+def _provider_notes(telemetry: Telemetry, providers: Providers) -> Iterator[Note]:
     ref = telemetry.meta.ref
-    if unknown := unknown_logs(telemetry):
-        text = f"provider {', '.join(unknown)} of access logs is not known; known is envoy (standard output)"
+    if unknown := unknown_logs(telemetry, providers.logs):
+        known = ", ".join(("envoy", *sorted(providers.logs)))
+        text = f"provider {', '.join(unknown)} of access logs is not known; known: {known}"
         yield Note(ref, Reason.UNSUPPORTED_VALUE, f"{text}. What was chosen without it goes on")
-    if unknown := unknown_collectors(telemetry, collectors):
-        known = ", ".join(sorted(collectors)) or "none"
+    if unknown := unknown_collectors(telemetry, providers.collectors):
+        known = ", ".join(sorted(providers.collectors)) or "none"
         text = f"provider {', '.join(unknown)} of tracing is not known; known in MeshConfig: {known}"
         yield Note(ref, Reason.UNSUPPORTED_VALUE, f"{text}. What was chosen without it goes on")
 

@@ -196,3 +196,39 @@ def test_what_is_wrong_with_a_collector_is_said(provider: str, complaint: str) -
     errors = errors_of(mesh_config(provider))
     assert errors
     assert complaint in " ".join(errors)
+
+
+def test_logs_in_formats_of_their_own() -> None:
+    config = mesh_config(
+        '{name: text, envoyFileAccessLog: {path: /dev/stdout, logFormat: {text: "%REQ(X-A)%\\n"}}}',
+        "{name: json, envoyFileAccessLog: {logFormat: {labels: {code: '%RESPONSE_CODE%'}}}}",
+        "{name: plain, envoyFileAccessLog: {path: /dev/stdout}}",
+    )
+    spec = "accessLogging: [{providers: [{name: json}, {name: text}, {name: plain}, {name: envoy}]}]"
+    mesh = meshed(config, telemetry(spec))
+    found = sent(mesh)["shop/logs"]
+    assert list(found.logging[0].providers) == ["json", "text", "plain", "envoy"]
+    told = {
+        each.name: (each.text, [(one.name, one.value) for one in each.labels]) for each in found.log_providers
+    }
+    assert told == {
+        "json": ("", [("code", "%RESPONSE_CODE%")]),
+        "plain": ("", []),
+        "text": ("%REQ(X-A)%\n", []),
+    }
+    assert mesh.notes() == []
+
+
+@pytest.mark.parametrize(
+    ("provider", "complaint"),
+    [
+        ("{name: a, envoyFileAccessLog: {path: /tmp/log}}", "/dev/stdout"),
+        ("{name: a, envoyFileAccessLog: {logFormat: {text: '%NOPE%'}}}", "%NOPE%"),
+        ("{name: a, envoyFileAccessLog: {logFormat: {labels: {a: '%REQ(%'}}}}", "is no operator"),
+        ("{name: a, envoyFileAccessLog: {logFormat: {text: a, labels: {a: b}}}}", "exclude"),
+    ],
+)
+def test_what_is_wrong_with_a_log_is_said(provider: str, complaint: str) -> None:
+    errors = errors_of(mesh_config(provider))
+    assert errors
+    assert complaint in " ".join(errors)

@@ -14,6 +14,7 @@ from typing import Final
 from google.protobuf.message import DecodeError
 
 from proto.mycelia import telemetry_pb2 as pb
+from telemetry.access_format import Format, LabelFormat, parse_format, parse_labels
 from telemetry.cel import Expression, parse_condition
 from transport.errors import MeshError
 from waypoint.state.errors import RoutesRejected
@@ -24,6 +25,7 @@ from waypoint.state.tracing import Tracing, TracingStep, merge_tracing, parse_st
 TELEMETRY_TYPE: Final = "type.googleapis.com/mycelia.waypoint.Telemetry"
 DEFAULT_LOG: Final = "envoy"  # the provider that always is: standard output
 _MAX_KEPT: Final = 16_384
+LogFormat = Format | LabelFormat
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,7 @@ class Chosen:
     steps: tuple[Step, ...]
     tracing: tuple[TracingStep, ...] = ()
     providers: tuple[pb.Telemetry.SpanProvider, ...] = ()
+    formats: tuple[tuple[str, LogFormat], ...] = ()
 
     @property
     def age(self) -> tuple[int, str]:
@@ -80,7 +83,14 @@ def parse_telemetry(name: str, content: bytes, environment: Mapping[str, str]) -
         steps,
         parse_steps(message, environment),
         tuple(message.span_providers),
+        tuple((each.name, _format(each)) for each in message.log_providers if each.text or each.labels),
     )
+
+
+def _format(provider: pb.Telemetry.LogProvider) -> LogFormat:
+    if provider.labels:
+        return parse_labels({label.name: label.value for label in provider.labels})
+    return parse_format(provider.text)
 
 
 def merge_logs(levels: Iterable[Chosen], *, is_on: bool) -> dict[str, Expression | None]:
@@ -112,6 +122,8 @@ class TelemetryBook:
     _held: dict[str, Chosen] = field(default_factory=dict)
     _logs: dict[tuple[str, bool], Logs] = field(default_factory=dict)
     # All objects' together: names are those of one MeshConfig.
+    # Of logs that have one of their own; the others' is the waypoint's.
+    formats: dict[str, LogFormat] = field(default_factory=dict)
     span_providers: dict[str, pb.Telemetry.SpanProvider] = field(default_factory=dict)
 
     def apply(self, upserts: Iterable[tuple[str, bytes]], removed: Iterable[str]) -> dict[str, str]:
@@ -127,6 +139,9 @@ class TelemetryBook:
         self._logs.clear()
         self.span_providers = {
             each.name: each for _, chosen in sorted(self._held.items()) for each in chosen.providers
+        }
+        self.formats = {
+            name: format_ for _, chosen in sorted(self._held.items()) for name, format_ in chosen.formats
         }
         return rejected
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, MutableMapping, Sequence
 from typing import Final
 
 from dataplane.state.labels import NOBODY, UNKNOWN, guess_source, labels_of
@@ -18,6 +18,7 @@ from dataplane.state.model import Service, Workload, socket_text
 from dataplane.worker.counters import TrafficTable
 from dataplane.worker.records import RecordQueue, joined
 from proto.mycelia import worker_pb2 as pb
+from transport.http2.events import Header
 from transport.reactor import Reactor, Timer
 from waypoint.state.http_labels import (
     BOUNDS,
@@ -39,6 +40,7 @@ from waypoint.worker.tracing import Trace
 
 _MAX_SERIES: Final = 20_000
 _MAX_KEYS: Final = 50_000
+_MAX_HEADER_BYTES: Final = 16 * 1024  # of one header in a record
 _PER_PART: Final = 200
 _OVERFLOW: Final = (UNKNOWN,) * len(HTTP_LABEL_NAMES)
 _MESSAGES_OVERFLOW: Final = (UNKNOWN,) * len(MESSAGE_LABEL_NAMES)
@@ -163,9 +165,19 @@ class Telemetry:
         if (logs or is_reported) and self._records.has_room:
             message = record(exchange)
             message.logs.extend(logs)
+            self._add_headers(message, exchange)
             if trace is not None and is_reported:
                 message.span.CopyFrom(_span(exchange, trace, series.labels))
             self._records.put(_with_ends(message, source))
+
+    def _add_headers(self, message: pb.Exchange, exchange: Exchange) -> None:
+        """Those that the formats of its logs ask for."""
+        formats = self._state.telemetry.formats
+        for name in message.logs if formats else ():
+            format_ = formats.get(name)
+            if format_ is not None:
+                _take(message.request_headers, exchange.request.headers, format_.request_headers)
+                _take(message.response_headers, exchange.outcome.response_headers, format_.response_headers)
 
     def _logs(self, exchange: Exchange, source: Source) -> Sequence[str]:
         """Where the exchange is logged: mostly nowhere."""
@@ -277,6 +289,14 @@ def _span(exchange: Exchange, trace: Trace, labels: tuple[str, ...]) -> pb.Span:
         name=f"{host}/*",
         tags=[pb.Span.Tag(name=name, value=value) for name, value in tags],
     )
+
+
+def _take(found: MutableMapping[str, bytes], fields: Sequence[Header], wanted: frozenset[str]) -> None:
+    for name in wanted:
+        key = name.encode()
+        lines = [value for other, value in fields if other == key]
+        if lines:
+            found[name] = b",".join(lines)[:_MAX_HEADER_BYTES]
 
 
 def _unfiltered(logs: Logs) -> Sequence[str]:

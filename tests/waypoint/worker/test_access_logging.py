@@ -119,3 +119,18 @@ def test_a_broken_object_changes_nothing_and_stops_nothing() -> None:
     with logged(telemetry(Step(providers=["envoy"]))) as waypoint:
         assert waypoint.put(telemetry(Step(filter="metadata.x"))) != {}
         assert waypoint.logged("/a") == [("/a", 200, ["envoy"])]
+
+
+def test_a_format_gets_the_headers_that_it_asks_for_and_no_others() -> None:
+    provider = telemetry_pb2.Telemetry.LogProvider(
+        name="file", text="%REQ(X-Tenant)% %RESP(Server)% %RESPONSE_CODE%"
+    )
+    chosen = telemetry(Step(providers=["file", "envoy"]))
+    chosen.log_providers.append(provider)
+    with logged(chosen) as waypoint:
+        assert waypoint.logged("/a", x_tenant='a"b', x_other="c") == [("/a", 200, ["file", "envoy"])]
+        (exchange,) = waypoint.told
+        assert dict(exchange.request_headers) == {"x-tenant": b'a"b'}
+        assert dict(exchange.response_headers) == {"server": b"mycelia"}
+        line = waypoint.state.telemetry.formats["file"].line(exchange)
+        assert line == 'a\\"b mycelia 200'
