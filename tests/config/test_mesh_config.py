@@ -25,7 +25,8 @@ def test_providers_are_read_with_istios_defaults() -> None:
     reading = read("""
         extensionProviders:
         - name: h
-          envoyExtAuthzHttp: {service: auth/a.example, port: 80, pathPrefix: /c/, includeHeadersInCheck: [X-A]}
+          envoyExtAuthzHttp: {service: auth/a.example, port: 80, pathPrefix: /c/,
+                               includeHeadersInCheck: [X-A]}
         - name: g
           envoyExtAuthzGrpc: {service: A.example, port: 90}
         - {name: p, prometheus: {}}

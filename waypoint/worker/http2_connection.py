@@ -77,17 +77,16 @@ class Http2Connection(HttpConnection):
             return events
         if type(events[-1]) is ConnectionFailed:
             return events[-1:]
-        over = {event.stream_id for event in events if type(event) is StreamReset} - self.users.keys()
+        over = {event.stream_id for event in events if isinstance(event, StreamReset)} - self.users.keys()
         if not over:
             return events
-        kept = []
+        kept: list[Event] = []
         for event in events:
-            kind = type(event)
-            if kind is HeadersReceived or kind is StreamReset:
-                if event.stream_id in over:  # type: ignore[attr-defined]  # both have it
+            if isinstance(event, HeadersReceived | StreamReset):
+                if event.stream_id in over:
                     continue
-            elif kind is DataReceived and event.stream_id in over:  # type: ignore[attr-defined]
-                self.consumed(event.stream_id, event.flow_bytes)  # type: ignore[attr-defined]
+            elif isinstance(event, DataReceived) and event.stream_id in over:
+                self.consumed(event.stream_id, event.flow_bytes)
                 continue
             kept.append(event)
         return kept
