@@ -35,7 +35,6 @@ SETTINGS: Final = Http2Settings(
     assumed_peer_streams=_MAX_STREAMS,
     limits=FloodLimits(resets_at_once=_MAX_STREAMS),
 )
-_FLOOD_LINGER_BYTES: Final = 64 * KIB
 
 
 class Http2Connection(HttpConnection):
@@ -191,8 +190,7 @@ class Http2Connection(HttpConnection):
         """The peer broke the protocol: a GOAWAY leaves, then the end."""
         self._end_users(Failure(Cause.PROTOCOL, event.reason, event.code))
         self._over(None)  # writes the codec's output
-        is_flood = event.code == ErrorCode.ENHANCE_YOUR_CALM
-        Linger(self.reactor, self.stream, *((_FLOOD_LINGER_BYTES,) if is_flood else ()))
+        Linger(self.reactor, self.stream)
 
     def _after_flush(self) -> None:
         if self.is_going_away and not self.users and not self.is_closed:

@@ -292,9 +292,9 @@ class Linger:
 
     __slots__ = ("_left", "_stream", "_timer")
 
-    def __init__(self, reactor: Reactor, stream: ByteStream, most_bytes: int = _LINGER_BYTES) -> None:
+    def __init__(self, reactor: Reactor, stream: ByteStream) -> None:
         self._stream = stream
-        self._left = most_bytes
+        self._left = _LINGER_BYTES
         self._timer = reactor.call_later(LINGER_S, self._finish)
         stream.end()
         stream.start(self)
