@@ -44,6 +44,8 @@ class Reason(enum.Enum):
     BACKEND_NOT_FOUND = "BackendNotFound"
     INVALID_KIND = "InvalidKind"
     TARGET_NOT_FOUND = "TargetNotFound"
+    NO_VALID_CA = "NoValidCACertificate"
+    INVALID_CA_REF = "InvalidCACertificateRef"
     # Of policies with targetRefs.
     INVALID_TARGET = "Invalid"
     KEYS_NOT_FETCHED = "JwksNotFetched"

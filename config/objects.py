@@ -13,8 +13,9 @@ from datetime import datetime
 from typing import Final
 
 from config.extension_providers import ExtensionProvider
+from config.refs import Ref as Ref  # noqa: PLC0414 - what objects are called belongs to them
 from config.routing_rules import GrpcRule, HttpRule, ParentRef, StreamRule
-from config.traffic_policies import NO_POLICIES, Budget, PolicySet, Subset
+from config.traffic_policies import NO_POLICIES, Budget, PolicySet, Subset, Tls
 from config.virtual_routes import HttpPart, StreamPart
 
 
@@ -47,21 +48,10 @@ class Kind(enum.Enum):
     BACKEND_TRAFFIC_POLICY = "XBackendTrafficPolicy"
     BACKEND_TLS_POLICY = "BackendTLSPolicy"
     MESH_CONFIG = "ConfigMap"
+    SECRET = "Secret"  # noqa: S105 - a kind
 
 
 ROUTE_KINDS: Final = frozenset({"HTTPRoute", "GRPCRoute", "TCPRoute", "TLSRoute"})
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class Ref:
-    """Names one object. `kind` is the manifest's word, so that unsupported kinds can be named too."""
-
-    kind: str
-    namespace: str  # empty for cluster-scoped kinds
-    name: str
-
-    def __str__(self) -> str:
-        return f"{self.kind} {self.namespace}/{self.name}" if self.namespace else f"{self.kind} {self.name}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -591,10 +581,20 @@ class BackendTrafficPolicy:
 
 @dataclass(frozen=True, slots=True)
 class BackendTlsPolicy:
-    """Whom connections to the targets would have to trust is not kept: they are refused."""
-
     meta: Meta
     targets: tuple[BackendTarget, ...] = ()
+    tls: Tls = field(default_factory=Tls)
+
+
+@dataclass(frozen=True, slots=True)
+class TlsMaterial:
+    """Certificates and a key, of a ConfigMap or Secret; `problem` says why none can be used."""
+
+    meta: Meta
+    roots_pem: str = ""
+    chain_pem: str = ""
+    key_pem: str = field(default="", repr=False)
+    problem: str = ""
 
 
 BackendPolicy = BackendTrafficPolicy | BackendTlsPolicy
@@ -637,5 +637,6 @@ MeshObject = (
     | DestinationRule
     | BackendTrafficPolicy
     | BackendTlsPolicy
+    | TlsMaterial
     | MeshConfig
 )

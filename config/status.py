@@ -194,7 +194,14 @@ def resources_json(plane: ControlPlane, type_url: str, name: str = "") -> Json:
 def _decoded(resource: Resource) -> object:
     message = _MESSAGES[resource.type_url]()
     message.ParseFromString(resource.payload)
-    return json_format.MessageToDict(message, preserving_proto_field_name=True)
+    return _redacted(json_format.MessageToDict(message, preserving_proto_field_name=True))
+
+
+def _redacted(value: object) -> object:
+    """The same without private keys, wherever they are."""
+    if isinstance(value, dict):
+        return {k: "[redacted]" if k == "key_pem" else _redacted(each) for k, each in value.items()}
+    return [_redacted(each) for each in value] if isinstance(value, list) else value
 
 
 def waypoints_json(plane: ControlPlane) -> Json:

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
+from config.refs import Ref
+
 
 class Algorithm(enum.Enum):
     LEAST_REQUEST = "LEAST_REQUEST"
@@ -112,16 +114,39 @@ class Budget:
 
 
 @dataclass(frozen=True, slots=True)
+class Tls:
+    """TLS to backends. `server_name` empty: the service's host; `names` empty: the service's own, else the
+    server name. Without `bundles`, `trusts_system` or `is_unverified` nobody can be trusted. `problem` names
+    settings without which there may be no connection, `bad_refs` references that lead nowhere.
+    """
+
+    server_name: str = ""
+    names: tuple[str, ...] = ()
+    is_unverified: bool = False
+    trusts_system: bool = False
+    bundles: tuple[Ref, ...] = ()
+    credential: Ref | None = None
+    shows_certificate: bool = False
+    problem: str = ""
+    bad_refs: tuple[str, ...] = ()
+
+    @property
+    def refs(self) -> tuple[Ref, ...]:
+        own = () if self.credential is None else (self.credential,)
+        return tuple(dict.fromkeys((*self.bundles, *own)))
+
+
+@dataclass(frozen=True, slots=True)
 class Policy:
-    """`tls` and `unsupported` name settings without which traffic may not flow: it is refused. Those of the
-    latter kind cannot be said for a single port.
+    """`unsupported` names settings without which traffic may not flow: it is refused. They cannot be said for
+    a single port.
     """
 
     balancing: Balancing | None = None
     pool: ConnectionPool | None = None
     outliers: Outliers | None = None
     budget: Budget | None = None
-    tls: str = ""
+    tls: Tls | None = None
     has_tls: bool = False  # something is said about it
     unsupported: str = ""
 

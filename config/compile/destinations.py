@@ -11,9 +11,10 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from config import keys
+from config.compile.client_tls import compile_tls
 from config.compile.messages import duration
 from config.compile.resource import DESTINATION, Resource, make_resource
-from config.objects import TrafficScope
+from config.objects import Ref, TlsMaterial, TrafficScope
 from config.traffic_policies import (
     Algorithm,
     Balancing,
@@ -76,6 +77,8 @@ class Treated:
     scope: TrafficScope = TrafficScope.ANYWHERE
     passes_through: bool = False
     endpoints: tuple[Endpoint, ...] = ()
+    names: tuple[str, ...] = ()  # that its certificates have, where the service says so itself
+    materials: Mapping[Ref, TlsMaterial] = field(default_factory=dict)
 
 
 def destination_name(waypoint_namespace: str, service: str) -> str:
@@ -144,6 +147,13 @@ def unsupported_priority(setting: LocalitySetting) -> str:
     return ""
 
 
+def materials_needed(policies: PolicySet, subsets: Iterable[Subset]) -> set[Ref]:
+    """The ConfigMaps and Secrets that are referred to."""
+    sets = [policies, *(each.policies for each in subsets if each.policies is not None)]
+    every = (policy for each in sets for policy in (each.general, *each.ports.values()))
+    return {ref for policy in every if policy.tls is not None for ref in policy.tls.refs}
+
+
 def needs_endpoints(policies: PolicySet, subsets: Iterable[Subset]) -> bool:
     """Whether workloads are told by name: then their labels and comings and goings matter."""
     chosen = tuple(subsets)
@@ -193,8 +203,15 @@ class _Compilation:
         locality = self._locality(policy)
         if locality is not None:
             made.locality.CopyFrom(locality)
-        refused = ", ".join(filter(None, (policy.tls, policy.unsupported)))
-        made.refusal = f"{refused} is not supported" if refused else ""
+        refusals = [f"{policy.unsupported} is not supported"] if policy.unsupported else []
+        if policy.tls is not None:
+            treated = self._treated
+            tls = compile_tls(policy.tls, treated.hostname, treated.names, treated.materials)
+            if isinstance(tls, str):
+                refusals.insert(0, tls)
+            else:
+                made.tls.CopyFrom(tls)
+        made.refusal = ", ".join(refusals)
         return made
 
     def _locality(self, policy: Policy) -> pb.Locality | None:

@@ -11,7 +11,7 @@ from config.kinds.istio_schema import check_host
 from config.kinds.route_schema import Duration
 from config.kinds.schema import Manifest, Model, NonEmpty, complain, fields
 from config.objects import BackendTarget
-from config.traffic_policies import Budget
+from config.traffic_policies import Budget, Tls
 
 
 class TargetSpec(Model):
@@ -122,6 +122,8 @@ class NameSpec(Model):
         given, other = (self.hostname, self.uri) if self.type == "Hostname" else (self.uri, self.hostname)
         if not given or other:
             complain(f"type {self.type} needs {'hostname' if self.type == 'Hostname' else 'uri'} alone")
+        if self.uri and "://" not in self.uri:
+            complain("uri: a URI with a scheme and a host, such as spiffe://cluster.local/ns/x/sa/y")
         return self
 
 
@@ -156,4 +158,21 @@ class BackendTLSPolicy(Manifest):
     spec: TlsPolicySpec
 
     def to_object(self) -> objects.BackendTlsPolicy:
-        return objects.BackendTlsPolicy(self.meta(), tuple(each.to_target() for each in self.spec.targets))
+        meta, validation = self.meta(), self.spec.validation
+        good, bad = [], []
+        for each in validation.authorities:
+            if (each.group, each.kind) in (("", "ConfigMap"), ("core", "ConfigMap")):
+                good.append(objects.Ref("ConfigMap", meta.namespace, each.name))
+            else:
+                bad.append(f"kind {each.kind} is no place for a CA certificate: a ConfigMap is")
+        return objects.BackendTlsPolicy(
+            meta,
+            tuple(each.to_target() for each in self.spec.targets),
+            Tls(
+                server_name=validation.hostname,
+                names=tuple(each.hostname or each.uri for each in validation.names) or (validation.hostname,),
+                trusts_system=validation.well_known is not None,
+                bundles=tuple(good),
+                bad_refs=tuple(bad),
+            ),
+        )

@@ -24,6 +24,7 @@ from config.kinds.filter_policy import FilterPolicy
 from config.kinds.gateway import Gateway, GatewayClass
 from config.kinds.grpc_route import GRPCRoute
 from config.kinds.http_route import HTTPRoute
+from config.kinds.materials import ROOTS, CertificateMap, Secret
 from config.kinds.mesh_config import ConfigMap
 from config.kinds.peer_authentication import PeerAuthentication
 from config.kinds.pod import Pod
@@ -43,6 +44,8 @@ ReadManifest = (
     Namespace
     | Node
     | ServiceAccount
+    | CertificateMap
+    | Secret
     | Service
     | Pod
     | EndpointSlice
@@ -90,6 +93,7 @@ _CATALOGUE: Final[Mapping[str, _Entry]] = {
         _Entry(Node, "", ("v1",)),
         _Entry(ServiceAccount, "", ("v1",)),
         _Entry(ConfigMap, "", ("v1",)),
+        _Entry(Secret, "", ("v1",)),
         _Entry(Service, "", ("v1",)),
         _Entry(Pod, "", ("v1",)),
         _Entry(EndpointSlice, "discovery.k8s.io", ("v1",)),
@@ -201,6 +205,9 @@ class _Reader:
             return
         ref = _ref_of(value, entry.model)
         if ref is not None and entry.model.only_name not in ("", ref.name):
+            if entry.model is ConfigMap and version in entry.versions and _has_roots(value):
+                self._validate(CertificateMap, value, at, ref)
+                return
             text = f"only the {kind} named {entry.model.only_name} is read; this one is ignored"
             self._find(ref, at, text, Severity.IGNORED)
             return
@@ -253,6 +260,11 @@ class _Reader:
         is_mesh_kind = group in _MESH_GROUPS or bool(hint)
         text = f"kind {full} is not supported; it has no effect{hint}"
         self._find(ref, (*at, "kind"), text, Severity.ERROR if is_mesh_kind else Severity.IGNORED)
+
+
+def _has_roots(value: dict[str, object]) -> bool:
+    data = value.get("data")
+    return isinstance(data, dict) and ROOTS in data
 
 
 def _ref_of(value: dict[str, object], model: type[Manifest] | None) -> Ref | None:

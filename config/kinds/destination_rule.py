@@ -39,9 +39,9 @@ class SubsetSpec(Model):
     labels: Labels = Field(default_factory=dict)
     policy: TrafficPolicySpec | None = Field(default=None, alias="trafficPolicy")
 
-    def to_subset(self) -> inner.Subset:
+    def to_subset(self, namespace: str) -> inner.Subset:
         return inner.Subset(
-            self.name, self.labels, self.policy.to_policies() if self.policy is not None else None
+            self.name, self.labels, self.policy.to_policies(namespace) if self.policy is not None else None
         )
 
 
@@ -65,13 +65,15 @@ class DestinationRule(Manifest):
     spec: DestinationRuleSpec
 
     def to_object(self) -> objects.DestinationRule:
-        spec = self.spec
+        spec, meta = self.spec, self.meta()
         return objects.DestinationRule(
-            meta=self.meta(),
+            meta=meta,
             host=spec.host,
-            policies=spec.policy.to_policies() if spec.policy is not None else inner.NO_POLICIES,
+            policies=spec.policy.to_policies(meta.namespace)
+            if spec.policy is not None
+            else inner.NO_POLICIES,
             has_policies=spec.policy is not None,
-            subsets=tuple(each.to_subset() for each in spec.subsets),
+            subsets=tuple(each.to_subset(meta.namespace) for each in spec.subsets),
             export_to=tuple(spec.export_to),
             is_for_workloads=spec.selector is not None,
         )

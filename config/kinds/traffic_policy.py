@@ -13,6 +13,7 @@ from config.kinds.istio_schema import Count, Milliseconds, MillisecondsOrZero, P
 from config.kinds.route_schema import FieldName
 from config.kinds.schema import Model, NonEmpty, RequiredName, complain
 from config.kinds.service import check_unique
+from config.refs import Ref
 
 MAX_TABLE: Final = 5_000_011
 MAX_USED_TABLE: Final = 65537  # waypoint.state.hashing has the same limits
@@ -296,8 +297,6 @@ class OutlierSpec(Model):
 
 
 class TlsSpec(Model):
-    """Its other fields only matter to modes that are not supported."""
-
     mode: Literal["DISABLE", "SIMPLE", "MUTUAL", "ISTIO_MUTUAL"] = "DISABLE"
     client_certificate: str = Field(default="", alias="clientCertificate")
     private_key: str = Field(default="", alias="privateKey")
@@ -316,11 +315,35 @@ class TlsSpec(Model):
         has_pair = self.client_certificate and self.private_key
         if self.mode == "MUTUAL" and not self.credential and not has_pair:
             complain("mode MUTUAL needs clientCertificate and privateKey, or credentialName")
+        is_simple = self.mode == "SIMPLE"
+        if self.is_unchecked and (self.ca_certificates or self.names or (is_simple and self.credential)):
+            complain("insecureSkipVerify does not go with caCertificates, credentialName or subjectAltNames")
+        if self.sni and not self.sni.isascii():
+            complain("sni: a host name in ASCII")
         return self
 
-    @property
-    def unsupported(self) -> str:
-        return f"tls mode {self.mode}" if self.mode in ("SIMPLE", "MUTUAL") else ""
+    def to_tls(self, namespace: str) -> inner.Tls | None:
+        """None: nothing is encrypted, other than by the tunnel."""
+        if self.mode in ("DISABLE", "ISTIO_MUTUAL"):
+            return None
+        files = {
+            "clientCertificate": self.client_certificate,
+            "privateKey": self.private_key,
+            "caCertificates": self.ca_certificates,
+            "caCrl": self.revocations,
+        }
+        given = ", ".join(f"tls.{name}" for name, value in files.items() if value)
+        secret = Ref("Secret", namespace, self.credential) if self.credential else None
+        return inner.Tls(
+            server_name=self.sni,
+            names=tuple(self.names),
+            is_unverified=self.is_unchecked,
+            trusts_system=secret is None,
+            bundles=() if secret is None else (secret,),
+            credential=secret,
+            shows_certificate=self.mode == "MUTUAL",
+            problem=f"{given} (files; a Secret by credentialName is)" if given else "",
+        )
 
 
 class BudgetSpec(Model):
@@ -335,12 +358,12 @@ class PortPolicySpec(Model):
     outliers: OutlierSpec | None = Field(default=None, alias="outlierDetection")
     tls: TlsSpec | None = None
 
-    def to_policy(self) -> inner.Policy:
+    def to_policy(self, namespace: str) -> inner.Policy:
         return inner.Policy(
             self.balancer.to_balancing() if self.balancer is not None else None,
             self.pool.to_pool() if self.pool is not None else None,
             self.outliers.to_outliers() if self.outliers is not None else None,
-            tls=self.tls.unsupported if self.tls is not None else "",
+            tls=self.tls.to_tls(namespace) if self.tls is not None else None,
             has_tls=self.tls is not None,
         )
 
@@ -397,7 +420,7 @@ class TrafficPolicySpec(Model):
         for index, each in enumerate(self.ports):
             yield from policy_remarks(f"{where}.portLevelSettings[{index}]", each)
 
-    def to_policies(self) -> inner.PolicySet:
+    def to_policies(self, namespace: str) -> inner.PolicySet:
         parts = (
             "tunnel" if self.tunnel is not None else "",
             "proxyProtocol" if self.proxy_protocol is not None else "",
@@ -409,9 +432,9 @@ class TrafficPolicySpec(Model):
                 self.pool.to_pool() if self.pool is not None else None,
                 self.outliers.to_outliers() if self.outliers is not None else None,
                 inner.Budget(budget.percent, budget.minimum) if budget is not None else None,
-                self.tls.unsupported if self.tls is not None else "",
+                self.tls.to_tls(namespace) if self.tls is not None else None,
                 self.tls is not None,
                 ", ".join(filter(None, parts)),
             ),
-            {each.port.number: each.to_policy() for each in self.ports},
+            {each.port.number: each.to_policy(namespace) for each in self.ports},
         )

@@ -4,10 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from config.compile.client_tls import problems, roots_of
 from config.notes import Condition, Reason
-from config.objects import BackendPolicy, BackendTarget, BackendTrafficPolicy, Service, ServiceEntry
+from config.objects import (
+    BackendPolicy,
+    BackendTarget,
+    BackendTlsPolicy,
+    BackendTrafficPolicy,
+    Ref,
+    Service,
+    ServiceEntry,
+    TlsMaterial,
+)
 from config.registry.backend_policies import target_ref
 from config.registry.registry import Registry
+from config.traffic_policies import Tls
 
 
 def of_backend_policy(registry: Registry, policy: BackendPolicy) -> Iterator[Condition]:
@@ -16,6 +27,9 @@ def of_backend_policy(registry: Registry, policy: BackendPolicy) -> Iterator[Con
         reason, text = _verdict(registry, policy, target)
         parent = str(target_ref(policy, target)) + (f" section {target.section}" if target.section else "")
         yield Condition(ref, "Accepted", reason is Reason.ACCEPTED, reason, text, parent)
+        if isinstance(policy, BackendTlsPolicy):
+            reason, text = _resolved(registry, policy)
+            yield Condition(ref, "ResolvedRefs", reason is Reason.RESOLVED_REFS, reason, text, parent)
     if isinstance(policy, BackendTrafficPolicy) and policy.unsupported:
         text = f"{', '.join(policy.unsupported)} is not supported: it has no effect"
         yield Condition(ref, "PartiallyInvalid", is_true=True, reason=Reason.UNSUPPORTED_VALUE, message=text)
@@ -36,8 +50,24 @@ def _verdict(registry: Registry, policy: BackendPolicy, target: BackendTarget) -
             Reason.ACCEPTED,
             f"holds{_reached(registry, service)} where no DestinationRule has a retryBudget",
         )
-    text = "TLS to backends is not supported: waypoints answer with 503 rather than send in plaintext"
-    return Reason.UNSUPPORTED_VALUE, text
+    found = materials_of(registry, policy.tls)
+    if not policy.tls.trusts_system and not roots_of(policy.tls, found):
+        why = "; ".join(problems(policy.tls, found))
+        return Reason.NO_VALID_CA, f"{why}: requests get 503 rather than go to whom nobody has verified"
+    return Reason.ACCEPTED, f"holds{_reached(registry, service)} where no DestinationRule has tls"
+
+
+def materials_of(registry: Registry, tls: Tls) -> dict[Ref, TlsMaterial]:
+    """What is there of what is referred to."""
+    held = {ref: registry.index.objects.get(ref) for ref in tls.refs}
+    return {ref: each for ref, each in held.items() if isinstance(each, TlsMaterial)}
+
+
+def _resolved(registry: Registry, policy: BackendTlsPolicy) -> tuple[Reason, str]:
+    wrong = problems(policy.tls, materials_of(registry, policy.tls))
+    if policy.tls.bad_refs:
+        return Reason.INVALID_KIND, "; ".join(wrong)
+    return (Reason.INVALID_CA_REF, "; ".join(wrong)) if wrong else (Reason.RESOLVED_REFS, "all are there")
 
 
 def _reached(registry: Registry, service: Service | ServiceEntry) -> str:

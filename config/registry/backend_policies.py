@@ -20,18 +20,18 @@ from config.objects import (
     Service,
     ServiceEntry,
 )
-from config.traffic_policies import Budget, Policy, PolicySet
+from config.traffic_policies import Budget, Policy, PolicySet, Tls
 
 Find = Callable[[Ref], MeshObject | None]
 
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """`tls` and `port_tls` name what a connection would need and cannot have."""
+    """`port_tls` comes before `tls`."""
 
     budget: Budget | None = None
-    tls: str = ""
-    port_tls: tuple[tuple[int, str], ...] = ()
+    tls: Tls | None = None
+    port_tls: tuple[tuple[int, Tls], ...] = ()
 
 
 def target_ref(policy: BackendPolicy, target: BackendTarget) -> Ref:
@@ -82,13 +82,14 @@ class BackendPolicies:
         traffic = self.oldest("XBackendTrafficPolicy", ref)
         whole = self.oldest("BackendTLSPolicy", ref)
         ports = [
-            (port.number, str(policy.meta.ref))
+            (port.number, policy.tls)
             for port in service.ports
-            if port.name and (policy := self.oldest("BackendTLSPolicy", ref, port.name)) is not None
+            if port.name
+            and isinstance(policy := self.oldest("BackendTLSPolicy", ref, port.name), BackendTlsPolicy)
         ]
         return Said(
             traffic.budget if isinstance(traffic, BackendTrafficPolicy) else None,
-            str(whole.meta.ref) if whole is not None else "",
+            whole.tls if isinstance(whole, BackendTlsPolicy) else None,
             tuple(ports),
         )
 
@@ -98,11 +99,11 @@ def below(policies: PolicySet, said: Said) -> PolicySet:
     general = policies.general
     general = replace(general, budget=general.budget or said.budget)
     ports = dict(policies.ports)
-    for number, name in said.port_tls:
-        ports[number] = _with_tls(ports.get(number, general), name)
+    for number, tls in said.port_tls:
+        ports[number] = _with_tls(ports.get(number, general), tls)
     ports = {number: _with_tls(policy, said.tls) for number, policy in ports.items()}
     return PolicySet(_with_tls(general, said.tls), ports)
 
 
-def _with_tls(policy: Policy, name: str) -> Policy:
-    return policy if policy.has_tls or not name else replace(policy, tls=name, has_tls=True)
+def _with_tls(policy: Policy, tls: Tls | None) -> Policy:
+    return policy if policy.has_tls or tls is None else replace(policy, tls=tls, has_tls=True)

@@ -219,6 +219,7 @@ class Registry:
             made = [static_strict(self._settings)] if self.index.peers else []
             self._settle("static strict", (made, ()), touched)
         destinations = self.treatment.rules_changed(dirt.rule_hosts)
+        destinations |= self.treatment.materials_changed(dirt.objects)
         for service in sorted(dirt.services):
             destinations |= self._settle_service(service, touched)
         for uid in sorted(dirt.workloads):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+from config.compile.client_tls import problems
 from config.compile.destinations import unsupported_priority
 from config.notes import Condition, Reason
 from config.objects import DestinationRule, Ref
+from config.registry.backend_conditions import materials_of
 from config.registry.registry import Registry
 from config.registry.rule_index import Effective
 from config.traffic_policies import Policy, PolicySet
@@ -30,7 +32,7 @@ def of_destination_rule(registry: Registry, rule: DestinationRule) -> Iterator[C
     for (reason, text), services in verdicts.items():
         is_true = reason is Reason.ACCEPTED
         yield Condition(ref, "Accepted", is_true, reason, f"{_named(services)}: {text}")
-    problems = list(_problems(rule))
+    problems = list(_problems(registry, rule))
     if problems:
         text = "; ".join(problems)
         yield Condition(ref, "PartiallyInvalid", is_true=True, reason=Reason.UNSUPPORTED_VALUE, message=text)
@@ -84,21 +86,25 @@ def _but(rule: DestinationRule, rules: Effective) -> str:
     return "".join(f"; {part}" for part in parts)
 
 
-def _problems(rule: DestinationRule) -> Iterator[str]:
-    yield from _of_policies("trafficPolicy", rule.policies)
+def _problems(registry: Registry, rule: DestinationRule) -> Iterator[str]:
+    yield from _of_policies(registry, "trafficPolicy", rule.policies)
     for subset in rule.subsets:
         if subset.policies is not None:
-            yield from _of_policies(f"subset {subset.name}", subset.policies)
+            yield from _of_policies(registry, f"subset {subset.name}", subset.policies)
 
 
-def _of_policies(where: str, policies: PolicySet) -> Iterator[str]:
-    yield from _of_policy(where, policies.general)
+def _of_policies(registry: Registry, where: str, policies: PolicySet) -> Iterator[str]:
+    yield from _of_policy(registry, where, policies.general)
     for port, policy in policies.ports.items():
-        yield from _of_policy(f"{where}, port {port}", policy)
+        yield from _of_policy(registry, f"{where}, port {port}", policy)
 
 
-def _of_policy(where: str, policy: Policy) -> Iterable[str]:
-    unsupported = ", ".join(filter(None, (policy.tls, policy.unsupported)))
+def _of_policy(registry: Registry, where: str, policy: Policy) -> Iterable[str]:
+    tls = policy.tls
+    unsupported = ", ".join(filter(None, (tls.problem if tls is not None else "", policy.unsupported)))
+    if tls is not None:
+        for problem in problems(tls, materials_of(registry, tls)):
+            yield f"{where}: {problem}; requests that it is for get 503"
     if unsupported:
         yield f"{where}: {unsupported} is not supported; requests that it is for get 503"
     setting = policy.balancing.locality if policy.balancing is not None else None

@@ -5,9 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from config.compile.destinations import Endpoint, Treated, compile_destination, needs_endpoints
+from config.compile.destinations import (
+    Endpoint,
+    Treated,
+    compile_destination,
+    materials_needed,
+    needs_endpoints,
+)
 from config.compile.resource import SERVICE_ROUTES, Resource
-from config.objects import Ref, Resolution, Service, ServiceEntry
+from config.objects import Ref, Resolution, Service, ServiceEntry, TlsMaterial
 from config.registry.backend_policies import below
 from config.registry.object_index import ObjectIndex
 from config.registry.places import Places
@@ -31,10 +37,15 @@ class Treatment:
         self.reach = Reach()
         self._with_endpoints: set[str] = set()  # destinations that name workloads
 
+        self._using: dict[Ref, set[str]] = {}  # destinations by the ConfigMaps and Secrets they need
+
     # Each of these returns the services whose destinations may be others now.
 
     def rules_changed(self, hosts: Iterable[str]) -> set[str]:
         return set(self.reach.named(hosts))
+
+    def materials_changed(self, refs: Iterable[Ref]) -> set[str]:
+        return {name for ref in refs for name in self._using.get(ref, ())}
 
     def service_changed(self, ref: Ref, names: Iterable[str], made: Iterable[Resource]) -> set[str]:
         """`names` are those it had and has, `made` what it was compiled to."""
@@ -47,6 +58,10 @@ class Treatment:
 
     def compile(self, name: str, compiled: Compiled) -> list[Resource]:
         self._with_endpoints.discard(name)
+        for ref in [ref for ref, users in self._using.items() if name in users]:
+            self._using[ref].discard(name)
+            if not self._using[ref]:
+                del self._using[ref]
         waypoints = self.reach.waypoints(name)
         owner = self._index.owner_of(name)
         service = self._index.service(owner) if owner is not None else None
@@ -72,6 +87,7 @@ class Treatment:
         if needs_endpoints(policies, rules.subsets):
             self._with_endpoints.add(name)
             endpoints = self._endpoints(name, service, compiled)
+        materials = self._materials(name, materials_needed(policies, rules.subsets))
         return compile_destination(
             Treated(
                 namespace,
@@ -83,8 +99,20 @@ class Treatment:
                 self._places.scope(service),
                 isinstance(service, ServiceEntry) and service.resolution is Resolution.NONE,
                 endpoints,
+                service.subject_alt_names if isinstance(service, ServiceEntry) else (),
+                materials,
             )
         )
+
+    def _materials(self, name: str, needed: set[Ref]) -> dict[Ref, TlsMaterial]:
+        """Also of those that are not there it is known who wants them."""
+        found: dict[Ref, TlsMaterial] = {}
+        for ref in needed:
+            self._using.setdefault(ref, set()).add(name)
+            held = self._index.objects.get(ref)
+            if isinstance(held, TlsMaterial):
+                found[ref] = held
+        return found
 
     def _endpoints(
         self, name: str, service: Service | ServiceEntry, compiled: Compiled

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from proto.mycelia import waypoint_pb2 as pb
 from tests.config.support import Mesh, errors_of, istio, replica, service, warnings_of, waypoint
+from tests.kit.certificates import issue, shared_root
 
 WEB = "shop/web.shop.svc.cluster.local"
 BASE = (
@@ -76,42 +79,120 @@ def test_a_budget_comes_and_goes_with_its_policy() -> None:
     assert not mesh.destination(WEB).HasField("policy")
 
 
-# ---- TLS: not supported, so nothing may leave in plaintext ----
+# ---- TLS ----
+
+ROOTS = shared_root().pem
+IN_MAP = "validation: {hostname: web.example, caCertificateRefs: [{group: '', kind: ConfigMap, name: ca}]}"
 
 
-def refusals(*texts: str) -> dict[int, str]:
-    """By port; 0 for all others."""
+def material(kind: str, name: str, **data: str) -> str:
+    metadata = {"name": name, "namespace": "shop"}
+    field = "data" if kind == "ConfigMap" else "stringData"
+    entries = {key.replace("_", "."): text for key, text in data.items()}
+    return json.dumps({"apiVersion": "v1", "kind": kind, "metadata": metadata, field: entries})
+
+
+def hosts(*texts: str) -> dict[int, str]:
+    """The name that servers are asked for, by port; 0 for all others."""
     found = Mesh(*BASE, *texts).destination(WEB)
-    return {0: found.policy.refusal} | {
-        port: policy.refusal for port, policy in sorted(found.port_policies.items())
+    return {0: found.policy.tls.server_name} | {
+        port: policy.tls.server_name for port, policy in sorted(found.port_policies.items())
     }
 
 
-REFUSED = "BackendTLSPolicy shop/p is not supported"
+ASKED = "web.example"
 
 
 @pytest.mark.parametrize(
     ("texts", "expected"),
     [
-        ([tls()], {0: REFUSED}),
+        ([tls()], {0: ASKED}),
         ([tls(targets=AT_WEB.replace("web", "other"))], {0: ""}),
-        ([tls(targets=f"{AT_WEB[:-1]}, sectionName: b}}")], {0: "", 81: REFUSED}),
+        ([tls(targets=f"{AT_WEB[:-1]}, sectionName: b}}")], {0: "", 81: ASKED}),
         ([tls(targets=f"{AT_WEB[:-1]}, sectionName: c}}")], {0: ""}),
         ([tls(), rule("tls: {mode: DISABLE}")], {0: ""}),
-        ([tls(), rule("portLevelSettings: [{port: {number: 80}}]")], {0: REFUSED, 80: REFUSED}),
+        ([tls(), rule("tls: {mode: SIMPLE, sni: other.example}")], {0: "other.example"}),
+        ([tls(), rule("portLevelSettings: [{port: {number: 80}}]")], {0: ASKED, 80: ASKED}),
         (
             [tls(), rule("portLevelSettings: [{port: {number: 80}, tls: {mode: DISABLE}}]")],
-            {0: REFUSED, 80: ""},
+            {0: ASKED, 80: ""},
+        ),
+        (
+            [
+                tls(created=OLD),
+                tls(
+                    name="own",
+                    created=NEW,
+                    targets=f"{AT_WEB[:-1]}, sectionName: b}}",
+                    more=TRUST.replace("web.", "own."),
+                ),
+            ],
+            {0: ASKED, 81: "own.example"},
         ),
     ],
 )
-def test_what_asks_for_tls_lets_nothing_through(texts: list[str], expected: dict[int, str]) -> None:
-    assert refusals(*texts) == expected
+def test_a_policy_holds_where_no_rule_says_anything(texts: list[str], expected: dict[int, str]) -> None:
+    assert hosts(*texts) == expected
 
 
-def test_a_subset_is_refused_like_its_service() -> None:
+def test_a_subset_is_secured_like_its_service() -> None:
     subset = istio("DestinationRule", "dr", "{host: web, subsets: [{name: a, trafficPolicy: {}}]}")
-    assert Mesh(*BASE, tls(), subset).destination(WEB).subsets[0].policy.refusal == REFUSED
+    assert Mesh(*BASE, tls(), subset).destination(WEB).subsets[0].policy.tls.server_name == ASKED
+
+
+def test_a_bundle_comes_changes_and_goes() -> None:
+    mesh = Mesh(*BASE, tls(more=IN_MAP))
+    assert mesh.destination(WEB).policy.refusal == "there is no ConfigMap shop/ca"
+    assert not mesh.destination(WEB).policy.HasField("tls")
+    assert mesh.conditions("BackendTLSPolicy", "p") == [
+        "Accepted=False NoValidCACertificate: there is no ConfigMap shop/ca: requests get 503 rather than go "
+        "to whom nobody has verified",
+        "ResolvedRefs=False InvalidCACertificateRef: there is no ConfigMap shop/ca",
+    ]
+    mesh.apply(material("ConfigMap", "ca", ca_crt=ROOTS))
+    assert mesh.destination(WEB).policy.refusal == ""
+    found = mesh.destination(WEB).policy.tls
+    assert (found.roots_pem, list(found.names)) == (ROOTS, [ASKED])
+    assert mesh.conditions("BackendTLSPolicy", "p") == [
+        "Accepted=True Accepted: holds where no DestinationRule has tls",
+        "ResolvedRefs=True ResolvedRefs: all are there",
+    ]
+    mesh.apply(material("ConfigMap", "ca", ca_crt="nonsense"))
+    assert mesh.destination(WEB).policy.refusal == "ConfigMap shop/ca: ca.crt is not PEM that can be used"
+    mesh.remove("ConfigMap", "shop", "ca")
+    assert mesh.destination(WEB).policy.refusal == "there is no ConfigMap shop/ca"
+
+
+def test_a_reference_of_another_kind_is_named() -> None:
+    mesh = Mesh(*BASE, tls(more=IN_MAP.replace("ConfigMap", "Secret")))
+    text = "kind Secret is no place for a CA certificate: a ConfigMap is"
+    assert mesh.destination(WEB).policy.refusal == text
+    assert mesh.conditions("BackendTLSPolicy", "p")[1] == f"ResolvedRefs=False InvalidKind: {text}"
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        ("[{type: Hostname, hostname: a.example}]", ["a.example"]),
+        ("[{type: URI, uri: 'spiffe://b/c'}]", ["spiffe://b/c"]),
+    ],
+)
+def test_other_names_replace_the_hostname(names: str, expected: list[str]) -> None:
+    text = TRUST.replace("}", f", subjectAltNames: {names}}}")
+    found = policy_of(tls(more=text)).tls
+    assert (found.server_name, list(found.names), found.roots_pem) == (ASKED, expected, "")
+
+
+def test_a_secret_gives_the_client_certificate_and_is_not_shown() -> None:
+    chain, key = (each.decode() for each in issue(shared_root(), None))
+    secret = material("Secret", "c", ca_crt=ROOTS, tls_crt=chain, tls_key=key)
+    mutual = rule("tls: {mode: MUTUAL, credentialName: c}")
+    mesh = Mesh(*BASE, secret, mutual)
+    found = mesh.destination(WEB).policy.tls
+    assert (found.chain_pem, found.key_pem, found.roots_pem) == (chain, key, ROOTS)
+    assert key not in repr(mesh.registry.index.objects)
+    mesh.apply(material("Secret", "c", ca_crt=ROOTS))
+    assert mesh.destination(WEB).policy.refusal == "Secret shop/c has no tls.crt or no tls.key"
 
 
 # ---- conditions ----
@@ -136,9 +217,10 @@ def test_conditions_name_each_target() -> None:
         "Accepted=False TargetNotFound: there is no Service shop/gone"
     ]
     assert mesh.conditions("BackendTLSPolicy", "p") == [
-        "Accepted=False UnsupportedValue: TLS to backends is not supported: waypoints answer with 503 "
-        "rather than send in plaintext",
+        "Accepted=True Accepted: holds where no DestinationRule has tls",
+        "ResolvedRefs=True ResolvedRefs: all are there",
         "Accepted=False TargetNotFound: Service shop/web has no port named c",
+        "ResolvedRefs=True ResolvedRefs: all are there",
     ]
 
 

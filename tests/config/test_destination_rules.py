@@ -176,7 +176,20 @@ NEAREST = {"terms": [{"same": "REGION"}, {"same": "ZONE"}, {"same": "SUBZONE"}]}
         ),
         ("tls: {mode: DISABLE}", {}),
         ("tls: {mode: ISTIO_MUTUAL}", {}),
-        ("tls: {mode: SIMPLE, sni: a.b}", {"refusal": "tls mode SIMPLE is not supported"}),
+        ("tls: {mode: SIMPLE, sni: a.b}", {"tls": {"server_name": "a.b", "names": ["a.b"]}}),
+        (
+            "tls: {mode: SIMPLE, subjectAltNames: [a, 'spiffe://b/c']}",
+            {"tls": {"server_name": "web.shop.svc.cluster.local", "names": ["a", "spiffe://b/c"]}},
+        ),
+        (
+            "tls: {mode: SIMPLE, insecureSkipVerify: true}",
+            {"tls": {"server_name": "web.shop.svc.cluster.local", "is_unverified": True}},
+        ),
+        (
+            "tls: {mode: SIMPLE, caCertificates: /ca.pem}",
+            {"refusal": "tls.caCertificates (files; a Secret by credentialName is) is not supported"},
+        ),
+        ("tls: {mode: SIMPLE, credentialName: c}", {"refusal": "there is no Secret shop/c"}),
         ("proxyProtocol: {version: V2}", {"refusal": "proxyProtocol is not supported"}),
     ],
 )
@@ -225,15 +238,15 @@ def test_a_subset_overrides_part_by_part_what_holds_for_its_port() -> None:
 @pytest.mark.parametrize(
     ("general", "subset", "refusal"),
     [
-        ("tls: {mode: SIMPLE}", RANDOM, "tls mode SIMPLE"),
-        ("tls: {mode: SIMPLE}", "tls: {mode: DISABLE}", ""),
-        (RANDOM, "tls: {mode: MUTUAL, credentialName: c}", "tls mode MUTUAL"),
-        ("proxyProtocol: {}", "tls: {mode: SIMPLE}", "tls mode SIMPLE, proxyProtocol"),
+        ("tls: {mode: SIMPLE, credentialName: c}", RANDOM, "there is no Secret shop/c"),
+        ("tls: {mode: SIMPLE, credentialName: c}", "tls: {mode: DISABLE}", ""),
+        (RANDOM, "tls: {mode: MUTUAL, credentialName: c}", "there is no Secret shop/c"),
+        ("proxyProtocol: {}", "tls: {mode: SIMPLE}", "proxyProtocol is not supported"),
     ],
 )
 def test_what_is_refused_follows_the_policy_that_holds(general: str, subset: str, refusal: str) -> None:
     found = Mesh(*BASE, rule(general, subsets=f"{{name: a, trafficPolicy: {{{subset}}}}}")).destination(WEB)
-    assert found.subsets[0].policy.refusal == (f"{refusal} is not supported" if refusal else "")
+    assert found.subsets[0].policy.refusal == refusal
 
 
 # ---- which rules hold ----
@@ -500,7 +513,7 @@ def test_conditions_say_where_a_rule_holds_and_what_is_not_supported() -> None:
     mesh = Mesh(
         *BASE,
         rule(
-            "tls: {mode: SIMPLE}, outlierDetection: {}, "
+            "tls: {mode: MUTUAL, credentialName: c}, proxyProtocol: {}, outlierDetection: {}, "
             "loadBalancer: {localityLbSetting: {failoverPriority: [team]}}",
             name="tls",
         ),
@@ -512,8 +525,9 @@ def test_conditions_say_where_a_rule_holds_and_what_is_not_supported() -> None:
     )
     assert mesh.conditions("DestinationRule", "tls") == [
         "Accepted=True Accepted: Service shop/web: holds at waypoints of namespace shop",
-        "PartiallyInvalid=True UnsupportedValue: trafficPolicy: tls mode SIMPLE is not supported; requests "
-        "that it is for get 503; trafficPolicy: failoverPriority is used up to label team, whose value at "
+        "PartiallyInvalid=True UnsupportedValue: trafficPolicy: there is no Secret shop/c; requests that it "
+        "is for get 503; trafficPolicy: proxyProtocol is not supported; requests that it is for get 503; "
+        "trafficPolicy: failoverPriority is used up to label team, whose value at "
         "waypoints is unknown",
     ]
     assert mesh.conditions("DestinationRule", "nobody") == [

@@ -61,7 +61,7 @@ def test_every_supported_kind_has_a_good_manifest() -> None:
         ),
         (
             "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: x}",
-            "kind ConfigMap is not supported; it has no effect",
+            "only the ConfigMap named istio is read; this one is ignored",
         ),
         (
             "apiVersion: networking.istio.io/v1\nkind: Sidecar\nmetadata: {name: x}",

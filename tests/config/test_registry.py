@@ -84,6 +84,7 @@ from config.traffic_policies import (
     Policy,
     PolicySet,
     Subset,
+    Tls,
 )
 from config.virtual_routes import (
     Delegate,
@@ -369,7 +370,7 @@ policies = st.builds(
         locality=st.sampled_from([None, LocalitySetting(priorities=("app=web",)), LocalitySetting(False)]),
     ),
     outliers=st.sampled_from([None, Outliers()]),
-    tls=st.sampled_from(["", "tls mode SIMPLE"]),
+    tls=st.sampled_from([None, Tls(problem="tls.caCrl"), Tls(bundles=(Ref("Secret", "shop", "a"),))]),
 )
 policy_sets = st.builds(
     PolicySet, general=policies, ports=st.sampled_from([{}, {80: Policy(budget=Budget())}])

@@ -63,7 +63,20 @@ def config_dump(dump: DumpInput) -> str:
 def _message(message: pb.ServiceRoutes | pb.Destination, held: tuple[str, tuple[str, bytes]]) -> Json:
     _, (version, content) = held
     message.ParseFromString(content)
-    return {"resourceVersion": version, **json_format.MessageToDict(message)}
+    return {"resourceVersion": version, **_without_keys(json_format.MessageToDict(message))}
+
+
+def _without_keys(value: Json) -> Json:
+    """The same without private keys, wherever they are."""
+    return {name: _redacted(name, each) for name, each in value.items()}
+
+
+def _redacted(name: str, value: object) -> object:
+    if name == "keyPem":
+        return "[redacted]"
+    if isinstance(value, dict):
+        return _without_keys(value)
+    return [_redacted("", each) for each in value] if isinstance(value, list) else value
 
 
 def _parsed(text: str) -> Json:
