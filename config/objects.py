@@ -421,6 +421,15 @@ class TracingStep:
 
 
 @dataclass(frozen=True, slots=True)
+class MetricOverride:
+    """`metric` as written; `labels` name an expression, or None to take the label away."""
+
+    metric: str = "ALL_METRICS"
+    is_disabled: bool | None = None
+    labels: tuple[tuple[str, str | None], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Telemetry:
     """Without targets and selector it is for its namespace, in the root namespace for the mesh."""
 
@@ -429,6 +438,8 @@ class Telemetry:
     targets: tuple[TargetRef, ...] = ()
     logging: tuple[LoggingStep, ...] = ()
     tracing: tuple[TracingStep, ...] = ()
+    overrides: tuple[MetricOverride, ...] = ()
+    metric_providers: tuple[str, ...] = ()
 
     @property
     def is_general(self) -> bool:

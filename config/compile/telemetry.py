@@ -8,7 +8,7 @@ from typing import Final
 
 from config.compile.resource import TELEMETRY, Resource, make_resource
 from config.extension_providers import FileAccessLog, SpanCollector, SpanWire
-from config.objects import SpanTag, Telemetry, TracingStep
+from config.objects import MetricOverride, SpanTag, Telemetry, TracingStep
 from proto.mycelia import attachment_pb2
 from proto.mycelia import telemetry_pb2 as pb
 
@@ -16,6 +16,13 @@ from proto.mycelia import telemetry_pb2 as pb
 BUILT_IN_LOGS: Final = frozenset({"envoy"})
 Collectors = Mapping[str, SpanCollector]
 Logs = Mapping[str, FileAccessLog]
+_METRICS: Final = {
+    "ALL_METRICS": 63,
+    "REQUEST_COUNT": 1,
+    "REQUEST_DURATION": 2,
+    "REQUEST_SIZE": 4,
+    "RESPONSE_SIZE": 8,
+}
 _WIRES: Final = {
     SpanWire.OTLP_GRPC: pb.Telemetry.SpanProvider.OTLP_GRPC,
     SpanWire.OTLP_HTTP: pb.Telemetry.SpanProvider.OTLP_HTTP,
@@ -66,6 +73,7 @@ def compile_telemetry(
         known = [name for name in step.providers if name in BUILT_IN_LOGS or name in providers.logs]
         if known or not step.providers:
             message.logging.add(providers=known, disabled=step.is_disabled, filter=step.filter)
+    message.overrides.extend(_override(each) for each in telemetry.overrides)
     logs = {name for step in message.logging for name in step.providers if name in providers.logs}
     message.log_providers.extend(_log(name, providers.logs[name]) for name in sorted(logs))
     collectors = providers.collectors
@@ -73,6 +81,17 @@ def compile_telemetry(
     named = {step.provider for step in message.tracing if step.provider}
     message.span_providers.extend(_provider(name, collectors[name]) for name in sorted(named))
     return make_resource(TELEMETRY, f"{meta.namespace}/{meta.name}", message, waypoints=waypoints)
+
+
+def _override(override: MetricOverride) -> pb.Telemetry.Override:
+    return pb.Telemetry.Override(
+        metrics=_METRICS[override.metric],
+        disabled=override.is_disabled,
+        tags=[
+            pb.Telemetry.LabelChange(name=name, removed=value is None, expression=value or "")
+            for name, value in override.labels
+        ],
+    )
 
 
 def _log(name: str, log: FileAccessLog) -> pb.Telemetry.LogProvider:

@@ -1,4 +1,4 @@
-"""Telemetry (telemetry.istio.io): what is logged and traced, as far as waypoints do it (config-api 14).
+"""Telemetry (telemetry.istio.io): what waypoints log, trace and count (config-api 14).
 
 It is observed, not protected: fields that have no effect here are refused by name, as everywhere, and a
 provider that is not known is reported where the object is attached.
@@ -6,6 +6,7 @@ provider that is not known is reported where the object is attached.
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Final, Literal
 
 from pydantic import AfterValidator, Field, model_validator
@@ -14,11 +15,13 @@ from config import objects
 from config.kinds.route_schema import is_field_name
 from config.kinds.schema import Manifest, Model, NonEmpty, Selector, complain, fields, refuse
 from config.kinds.targets import TargetSpec
-from telemetry.cel import ExpressionRejected, parse_condition
+from telemetry.cel import ExpressionRejected, parse_condition, parse_label
 
 MAX_STEPS: Final = 16
 MAX_TAGS: Final = 32
+PROMETHEUS: Final = "prometheus"
 _CLIENT: Final = "CLIENT"
+_LABEL: Final = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]{0,63}").fullmatch
 
 
 def _condition(text: str) -> str:
@@ -128,6 +131,61 @@ class Tracing(Model):
         )
 
 
+class TagOverride(Model):
+    operation: Literal["UPSERT", "REMOVE"] = "UPSERT"
+    value: str = ""
+
+    @model_validator(mode="after")
+    def _check(self) -> TagOverride:
+        if (self.operation == "REMOVE") == bool(self.value):
+            complain("UPSERT needs a value, and REMOVE has none")
+        if self.value:
+            try:
+                parse_label(self.value)
+            except ExpressionRejected as error:
+                complain(error.text)
+        return self
+
+
+class MetricMatch(ModeMatch):
+    metric: Literal[
+        "ALL_METRICS",
+        "REQUEST_COUNT",
+        "REQUEST_DURATION",
+        "REQUEST_SIZE",
+        "RESPONSE_SIZE",
+    ] = "ALL_METRICS"
+
+
+class MetricOverride(Model):
+    match: MetricMatch = Field(default_factory=MetricMatch)
+    disabled: bool | None = None
+    tags: Annotated[dict[str, TagOverride], Field(max_length=MAX_TAGS)] = Field(
+        default_factory=dict, alias="tagOverrides"
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> MetricOverride:
+        for name in self.tags:
+            if not _LABEL(name) or name.startswith("__") or name in ("reporter", "le"):
+                complain(f'tagOverrides: "{name}" is not the name of a label that can be changed')
+        return self
+
+    def to_object(self) -> objects.MetricOverride:
+        labels = tuple((name, tag.value or None) for name, tag in sorted(self.tags.items()))
+        return objects.MetricOverride(self.match.metric, self.disabled, labels)
+
+
+class Metrics(Model):
+    providers: Annotated[list[ProviderRef], Field(max_length=8)] = Field(default_factory=list)
+    overrides: Annotated[list[MetricOverride], Field(max_length=MAX_STEPS)] = Field(default_factory=list)
+
+    @property
+    def is_for_waypoints(self) -> bool:
+        """There is one provider, and it is meant where none is named."""
+        return not self.providers or any(each.name == PROMETHEUS for each in self.providers)
+
+
 class TelemetrySpec(Model):
     selector: Selector | None = None
     targets: Annotated[list[TargetSpec], Field(max_length=16)] = Field(
@@ -137,15 +195,7 @@ class TelemetrySpec(Model):
         default_factory=list, alias="accessLogging"
     )
     tracing: Annotated[list[Tracing], Field(max_length=MAX_STEPS)] = Field(default_factory=list)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _name_what_is_missing(cls, data: object) -> object:
-        if isinstance(data, dict) and data.get("metrics"):
-            complain(
-                "spec.metrics is not supported yet; allowed: selector, targetRefs, accessLogging, tracing"
-            )
-        return data
+    metrics: Annotated[list[Metrics], Field(max_length=MAX_STEPS)] = Field(default_factory=list)
 
     @model_validator(mode="after")
     def _check(self) -> TelemetrySpec:
@@ -166,4 +216,12 @@ class Telemetry(Manifest):
             targets=tuple(target.to_object() for target in spec.targets),
             logging=tuple(each.to_object() for each in spec.access_logging if each.is_for_waypoints),
             tracing=tuple(each.to_object() for each in spec.tracing if each.is_for_waypoints),
+            overrides=tuple(
+                each.to_object()
+                for metrics in spec.metrics
+                if metrics.is_for_waypoints
+                for each in metrics.overrides
+                if each.match.mode != _CLIENT
+            ),
+            metric_providers=tuple(each.name for metrics in spec.metrics for each in metrics.providers),
         )

@@ -71,6 +71,9 @@ def _provider_notes(telemetry: Telemetry, providers: Providers) -> Iterator[Note
         known = ", ".join(("envoy", *sorted(providers.logs)))
         text = f"provider {', '.join(unknown)} of access logs is not known; known: {known}"
         yield Note(ref, Reason.UNSUPPORTED_VALUE, f"{text}. What was chosen without it goes on")
+    if unknown := tuple(name for name in telemetry.metric_providers if name != "prometheus"):
+        text = f"provider {', '.join(unknown)} of metrics is not known; known: prometheus. It changes nothing"
+        yield Note(ref, Reason.UNSUPPORTED_VALUE, text)
     if unknown := unknown_collectors(telemetry, providers.collectors):
         known = ", ".join(sorted(providers.collectors)) or "none"
         text = f"provider {', '.join(unknown)} of tracing is not known; known in MeshConfig: {known}"

@@ -43,7 +43,14 @@ def meshed(*texts: str) -> Mesh:
         ("tracing: [{customTags: {a: {formatter: {value: x}}}}]", "formatter"),
         ("tracing: [{customTags: {a: {header: {name: 'a b'}}}}]", "name of a header"),
         ("tracing: [{disableContextPropagation: true}]", "disableContextPropagation"),
-        ("metrics: [{}]", "metrics is not supported yet"),
+        ("metrics: [{reportingInterval: 5s}]", "reportingInterval"),
+        ("metrics: [{overrides: [{match: {metric: TCP_OPENED_CONNECTIONS}}]}]", "REQUEST_COUNT"),
+        ("metrics: [{overrides: [{match: {customMetric: a}}]}]", "customMetric"),
+        ("metrics: [{overrides: [{tagOverrides: {a: {value: 'response.kode'}}}]}]", "response.kode"),
+        ("metrics: [{overrides: [{tagOverrides: {a: {operation: REMOVE, value: 'b'}}}]}]", "REMOVE has none"),
+        ("metrics: [{overrides: [{tagOverrides: {a: {}}}]}]", "needs a value"),
+        ("metrics: [{overrides: [{tagOverrides: {reporter: {operation: REMOVE}}}]}]", "reporter"),
+        ("metrics: [{overrides: [{tagOverrides: {'a-b': {operation: REMOVE}}}]}]", "a-b"),
         (f"selector: {{matchLabels: {{a: b}}}}, {TO_WEB}", "exclude each other"),
         ("targetRefs: [{kind: Pod, name: web}]", "targetRef"),
     ],
@@ -232,3 +239,23 @@ def test_what_is_wrong_with_a_log_is_said(provider: str, complaint: str) -> None
     errors = errors_of(mesh_config(provider))
     assert errors
     assert complaint in " ".join(errors)
+
+
+def test_overrides_of_metrics_are_told_to_waypoints() -> None:
+    overrides = (
+        "{match: {metric: REQUEST_SIZE, mode: SERVER}, disabled: true}, "
+        "{match: {mode: CLIENT}, disabled: true}, "
+        "{tagOverrides: {source_app: {operation: REMOVE}, tenant: {value: \"request.headers['x-tenant']\"}}}"
+    )
+    mesh = meshed(telemetry(f"metrics: [{{overrides: [{overrides}]}}]"))
+    first, second = sent(mesh)["shop/logs"].overrides
+    assert (first.metrics, first.disabled) == (4, True)
+    assert (second.metrics, second.HasField("disabled")) == (63, False)
+    assert [(tag.name, tag.removed, tag.expression) for tag in second.tags] == [
+        ("source_app", True, ""),
+        ("tenant", False, "request.headers['x-tenant']"),
+    ]
+    assert mesh.notes() == []
+    mesh.apply(telemetry(f"metrics: [{{providers: [{{name: cloud}}], overrides: [{overrides}]}}]"))
+    assert not sent(mesh)["shop/logs"].overrides
+    assert any("cloud" in note for note in mesh.notes())

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Final
 
 from proto.mycelia import worker_pb2 as pb
@@ -40,22 +41,36 @@ EXCHANGES_DROPPED: Final = Description(
 _COUNTS: Final = len(BOUNDS) + 1
 
 
-class _Total:
-    """The numbers of one label set."""
+_ALL: Final = 15  # bits: requests, duration, sizes of requests and of responses
 
-    __slots__ = ("duration", "request_bytes", "requests", "response_bytes")
+
+class _Total:
+    """The numbers of one label set; `counted` are the bits of those that anybody counted."""
+
+    __slots__ = ("counted", "duration", "request_bytes", "requests", "response_bytes")
 
     def __init__(self) -> None:
+        self.counted = 0
         self.requests = 0
         self.duration = Histogram(BOUNDS)
         self.request_bytes = Histogram(BOUNDS)
         self.response_bytes = Histogram(BOUNDS)
 
     def add(self, series: pb.Stats.HttpSeries) -> None:
-        self.requests += series.requests
-        self.duration.add(series.duration_ms.counts, series.duration_ms.sum)
-        self.request_bytes.add(series.request_bytes.counts, series.request_bytes.sum)
-        self.response_bytes.add(series.response_bytes.counts, series.response_bytes.sum)
+        counted = _ALL & ~series.omitted
+        self.counted |= counted
+        if counted & 1:
+            self.requests += series.requests
+        for bit, own, other in (
+            (2, self.duration, series.duration_ms),
+            (4, self.request_bytes, series.request_bytes),
+            (8, self.response_bytes, series.response_bytes),
+        ):
+            if counted & bit:
+                own.add(other.counts, other.sum)
+
+
+_Key = tuple[tuple[str, ...], Labels]  # names beyond Istio's, values of all
 
 
 class HttpTotals:
@@ -63,7 +78,7 @@ class HttpTotals:
 
     def __init__(self) -> None:
         self._current: dict[int, list[pb.Stats]] = {}
-        self._gone: dict[Labels, _Total] = {}
+        self._gone: dict[_Key, _Total] = {}
         self._messages_gone: dict[Labels, tuple[int, int]] = {}
 
     def take(self, index: int, parts: list[pb.Stats]) -> None:
@@ -76,15 +91,23 @@ class HttpTotals:
         _add_messages(self._messages_gone, lost)
 
     def families(self) -> Iterator[tuple[Description, Mapping[Labels, int | float | Histogram]]]:
-        totals: dict[Labels, _Total] = {}
-        for labels, gone in self._gone.items():
-            totals[labels] = _copied(gone)
+        totals: dict[_Key, _Total] = {}
+        for key, gone in self._gone.items():
+            totals[key] = _copied(gone)
         for parts in self._current.values():
             self._add(totals, parts)
-        yield REQUESTS, {labels: total.requests for labels, total in totals.items()}
-        yield DURATION, {labels: total.duration for labels, total in totals.items()}
-        yield REQUEST_BYTES, {labels: total.request_bytes for labels, total in totals.items()}
-        yield RESPONSE_BYTES, {labels: total.response_bytes for labels, total in totals.items()}
+        extra = tuple(sorted({name for names, _ in totals for name in names}))
+        read: tuple[tuple[Description, int, Callable[[_Total], int | Histogram]], ...] = (
+            (REQUESTS, 1, lambda total: total.requests),
+            (DURATION, 2, lambda total: total.duration),
+            (REQUEST_BYTES, 4, lambda total: total.request_bytes),
+            (RESPONSE_BYTES, 8, lambda total: total.response_bytes),
+        )
+        for description, bit, value in read:
+            yield (
+                _with_labels(description, extra),
+                {_spread(key, extra): value(total) for key, total in totals.items() if total.counted & bit},
+            )
         messages = dict(self._messages_gone)
         for parts in self._current.values():
             _add_messages(messages, parts)
@@ -92,12 +115,28 @@ class HttpTotals:
         yield RESPONSE_MESSAGES, {labels: counts[1] for labels, counts in messages.items()}
 
     @staticmethod
-    def _add(totals: dict[Labels, _Total], parts: list[pb.Stats]) -> None:
+    def _add(totals: dict[_Key, _Total], parts: list[pb.Stats]) -> None:
         for stats in parts:
             for series in stats.http:
-                labels = tuple(series.labels)
-                if len(labels) == len(HTTP_LABEL_NAMES) and len(series.duration_ms.counts) == _COUNTS:
-                    totals.setdefault(labels, _Total()).add(series)
+                names, labels = tuple(series.extra_names), tuple(series.labels)
+                is_whole = len(labels) == len(HTTP_LABEL_NAMES) + len(names)
+                if is_whole and len(series.duration_ms.counts) == _COUNTS:
+                    totals.setdefault((names, labels), _Total()).add(series)
+
+
+def _with_labels(description: Description, extra: tuple[str, ...]) -> Description:
+    if not extra:
+        return description
+    return replace(description, labels=(*HTTP_LABEL_NAMES, *extra), optional=frozenset(extra))
+
+
+def _spread(key: _Key, extra: tuple[str, ...]) -> Labels:
+    """With an empty value for each further name that it does not have, which Prometheus takes for none."""
+    names, labels = key
+    if not extra:
+        return labels
+    own = dict(zip(names, labels[len(HTTP_LABEL_NAMES) :], strict=True))
+    return (*labels[: len(HTTP_LABEL_NAMES)], *(own.get(name, "") for name in extra))
 
 
 def _add_messages(totals: dict[Labels, tuple[int, int]], parts: list[pb.Stats]) -> None:
@@ -111,7 +150,7 @@ def _add_messages(totals: dict[Labels, tuple[int, int]], parts: list[pb.Stats]) 
 
 def _copied(total: _Total) -> _Total:
     copy = _Total()
-    copy.requests = total.requests
+    copy.requests, copy.counted = total.requests, total.counted
     for name in ("duration", "request_bytes", "response_bytes"):
         source: Histogram = getattr(total, name)
         getattr(copy, name).add(source.counts, source.sum)

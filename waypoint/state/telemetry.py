@@ -18,6 +18,7 @@ from telemetry.access_format import Format, LabelFormat, parse_format, parse_lab
 from telemetry.cel import Expression, parse_condition
 from transport.errors import MeshError
 from waypoint.state.errors import RoutesRejected
+from waypoint.state.metric_overrides import MetricPlan, Override, merge_overrides, parse_overrides
 from waypoint.state.place import Place
 from waypoint.state.policies import Attached, check_name
 from waypoint.state.tracing import Tracing, TracingStep, merge_tracing, parse_steps
@@ -50,6 +51,7 @@ class Chosen:
     tracing: tuple[TracingStep, ...] = ()
     providers: tuple[pb.Telemetry.SpanProvider, ...] = ()
     formats: tuple[tuple[str, LogFormat], ...] = ()
+    overrides: tuple[Override, ...] = ()
 
     @property
     def age(self) -> tuple[int, str]:
@@ -84,6 +86,7 @@ def parse_telemetry(name: str, content: bytes, environment: Mapping[str, str]) -
         parse_steps(message, environment),
         tuple(message.span_providers),
         tuple((each.name, _format(each)) for each in message.log_providers if each.text or each.labels),
+        parse_overrides(message),
     )
 
 
@@ -122,8 +125,10 @@ class TelemetryBook:
     _held: dict[str, Chosen] = field(default_factory=dict)
     _logs: dict[tuple[str, bool], Logs] = field(default_factory=dict)
     # All objects' together: names are those of one MeshConfig.
+    _plans: dict[str, MetricPlan | None] = field(default_factory=dict)
     # Of logs that have one of their own; the others' is the waypoint's.
     formats: dict[str, LogFormat] = field(default_factory=dict)
+    has_overrides: bool = False
     span_providers: dict[str, pb.Telemetry.SpanProvider] = field(default_factory=dict)
 
     def apply(self, upserts: Iterable[tuple[str, bytes]], removed: Iterable[str]) -> dict[str, str]:
@@ -137,6 +142,8 @@ class TelemetryBook:
         for name in removed:
             self._held.pop(name, None)
         self._logs.clear()
+        self._plans.clear()
+        self.has_overrides = any(chosen.overrides for chosen in self._held.values())
         self.span_providers = {
             each.name: each for _, chosen in sorted(self._held.items()) for each in chosen.providers
         }
@@ -148,6 +155,17 @@ class TelemetryBook:
     @property
     def has_tracing(self) -> bool:
         return bool(self.span_providers)
+
+    def metrics(self, service_key: str) -> MetricPlan | None:
+        """How requests to a service are counted; None: as always."""
+        if service_key not in self._plans:
+            if len(self._plans) >= _MAX_KEPT:
+                self._plans.clear()
+            levels = self.levels(service_key)
+            self._plans[service_key] = merge_overrides(
+                override for chosen in levels for override in chosen.overrides
+            )
+        return self._plans[service_key]
 
     def tracing(self, service_key: str) -> Tracing | None:
         """How requests to a service are traced; None: they are not."""

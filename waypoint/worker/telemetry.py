@@ -29,6 +29,7 @@ from waypoint.state.http_labels import (
     message_labels,
     tcp_labels,
 )
+from waypoint.state.metric_overrides import MetricPlan
 from waypoint.state.store import WaypointState
 from waypoint.state.telemetry import Logs
 from waypoint.state.tracing import tag_values
@@ -50,10 +51,21 @@ _FLUSH_S: Final = 5.0  # of the messages of calls that are still open
 class HttpSeries:
     """Requests of one label set."""
 
-    __slots__ = ("durations", "labels", "request_sizes", "requests", "response_sizes", "sums")
+    __slots__ = (
+        "durations",
+        "extra_names",
+        "labels",
+        "omitted",
+        "request_sizes",
+        "requests",
+        "response_sizes",
+        "sums",
+    )
 
-    def __init__(self, labels: tuple[str, ...]) -> None:
+    def __init__(self, labels: tuple[str, ...], extra_names: tuple[str, ...] = (), omitted: int = 0) -> None:
         self.labels = labels
+        self.extra_names = extra_names
+        self.omitted = omitted
         self.requests = 0
         self.durations = [0] * (len(BOUNDS) + 1)
         self.request_sizes = [0] * (len(BOUNDS) + 1)
@@ -80,6 +92,8 @@ class HttpSeries:
             duration_ms=histogram(self.durations, self.sums[0]),
             request_bytes=histogram(self.request_sizes, self.sums[1]),
             response_bytes=histogram(self.response_sizes, self.sums[2]),
+            extra_names=self.extra_names,
+            omitted=self.omitted,
         )
 
 
@@ -96,6 +110,7 @@ class Telemetry:
         self._reactor = reactor
         self._flush_timer: Timer | None = None
         self._series: dict[tuple[str, ...], HttpSeries] = {}
+        self._changed_series: dict[tuple[object, ...], HttpSeries] = {}  # where overrides change something
         self._by_key: dict[tuple[object, ...], HttpSeries] = {}
         self._generation = state.generation
         self.tcp = TrafficTable()
@@ -126,6 +141,9 @@ class Telemetry:
         if workload is None and outcome.upstream is not None:
             workload = state.mesh.workload_by_ip(state.place.network, outcome.upstream.address[0])
         service = outcome.service or state.served_service(source.destination[0])
+        plan = self._plan_of(service, source)
+        if plan is not None and not plan.counts_messages:
+            return
         labels = message_labels(self._source_of(source), source.identity, service, workload)
         if labels not in self._messages and len(self._messages) >= _MAX_SERIES:
             labels = _MESSAGES_OVERFLOW
@@ -152,14 +170,21 @@ class Telemetry:
             outcome.grpc_status,
             request.is_grpc,
         )
-        series = self._by_key.get(key)
-        if series is None:
-            series = self._by_key[key] = self._find(source, outcome, is_grpc=request.is_grpc)
-        series.count(
-            outcome.duration_s * 1000.0,
-            outcome.request_body_bytes + outcome.request_header_bytes,
-            outcome.response_body_bytes + outcome.response_header_bytes,
-        )
+        plan = self._plan_of(outcome.service, source)
+        if plan is not None:
+            labels = self._labels(source, outcome, is_grpc=request.is_grpc)
+            counted = self._planned(plan, labels, ExchangeFacts(exchange))
+        else:
+            series = self._by_key.get(key)
+            if series is None:
+                series = self._by_key[key] = self._find(source, outcome, is_grpc=request.is_grpc)
+            labels, counted = series.labels, (series,)
+        for series in counted:
+            series.count(
+                outcome.duration_s * 1000.0,
+                outcome.request_body_bytes + outcome.request_header_bytes,
+                outcome.response_body_bytes + outcome.response_header_bytes,
+            )
         logs, trace = self._logs(exchange, source), exchange.trace
         is_reported = trace is not None and trace.is_reported
         if (logs or is_reported) and self._records.has_room:
@@ -167,7 +192,7 @@ class Telemetry:
             message.logs.extend(logs)
             self._add_headers(message, exchange)
             if trace is not None and is_reported:
-                message.span.CopyFrom(_span(exchange, trace, series.labels))
+                message.span.CopyFrom(_span(exchange, trace, labels))
             self._records.put(_with_ends(message, source))
 
     def _add_headers(self, message: pb.Exchange, exchange: Exchange) -> None:
@@ -210,12 +235,14 @@ class Telemetry:
             self._records.put(_with_ends(message, source))
 
     def on_tcp(self, source: Source, outcome: TcpOutcome) -> None:
-        labels = tcp_labels(self._source_of(source), source.identity, outcome.service, outcome.workload)
-        series = self.tcp.series(labels)
-        series.opened += 1
-        series.sent_bytes += outcome.sent_bytes
-        series.received_bytes += outcome.received_bytes
-        series.ended(outcome.flag)
+        plan = self._plan_of(outcome.service, source)
+        if plan is None or plan.counts_tcp:
+            labels = tcp_labels(self._source_of(source), source.identity, outcome.service, outcome.workload)
+            series = self.tcp.series(labels)
+            series.opened += 1
+            series.sent_bytes += outcome.sent_bytes
+            series.received_bytes += outcome.received_bytes
+            series.ended(outcome.flag)
         logs = _unfiltered(self._logs_of(outcome.service, source))
         if logs and self._records.has_room:
             message = _tcp_record(outcome)
@@ -226,7 +253,7 @@ class Telemetry:
 
     def parts(self, request_id: int, other: list[pb.Stats.Named]) -> Iterator[pb.ToControl]:
         """The answer to a StatsRequest in parts of bounded size."""
-        series = list(self._series.values())
+        series = [*self._series.values(), *self._changed_series.values()]
         for start in range(0, len(series), _PER_PART):
             part = pb.Stats(id=request_id, has_more=True)
             part.http.extend(each.message() for each in series[start : start + _PER_PART])
@@ -243,21 +270,50 @@ class Telemetry:
 
     # Labels
 
+    def _plan_of(self, service: Service | None, source: Source) -> MetricPlan | None:
+        state = self._state
+        if not state.telemetry.has_overrides:
+            return None
+        service = service or state.served_service(source.destination[0])
+        return state.telemetry.metrics("" if service is None else service.key)
+
+    def _planned(
+        self, plan: MetricPlan, labels: tuple[str, ...], facts: ExchangeFacts
+    ) -> Sequence[HttpSeries]:
+        """The series of overridden metrics; together with the others they are bounded."""
+        found = []
+        for group in plan.groups:
+            changed = group.labels(labels, facts)
+            key = (group.metrics, group.extra, changed)
+            series = self._changed_series.get(key)
+            if series is None:
+                if len(self._series) + len(self._changed_series) >= _MAX_SERIES:
+                    changed = (*_OVERFLOW, *(UNKNOWN for _ in group.extra))
+                    key = (group.metrics, group.extra, changed)
+                series = self._changed_series.setdefault(
+                    key, HttpSeries(changed, group.extra, ~group.metrics & 15)
+                )
+            found.append(series)
+        return found
+
     def _find(self, source: Source, outcome: Outcome, *, is_grpc: bool) -> HttpSeries:
+        labels = self._labels(source, outcome, is_grpc=is_grpc)
+        series = self._series.get(labels)
+        if series is None:
+            if len(self._series) + len(self._changed_series) >= _MAX_SERIES:
+                labels = _OVERFLOW
+            series = self._series.setdefault(labels, HttpSeries(labels))
+        return series
+
+    def _labels(self, source: Source, outcome: Outcome, *, is_grpc: bool) -> tuple[str, ...]:
         peer = self._source_of(source)
-        labels = http_labels(
+        return http_labels(
             labels_of(peer) if peer is not None else NOBODY,
             source.identity,
             outcome.service,
             outcome.workload,
             HttpFacts(outcome.status, outcome.flag, outcome.grpc_status, is_grpc=is_grpc),
         )
-        series = self._series.get(labels)
-        if series is None:
-            if len(self._series) >= _MAX_SERIES:
-                labels = _OVERFLOW
-            series = self._series.setdefault(labels, HttpSeries(labels))
-        return series
 
     def _source_of(self, source: Source) -> Workload | None:
         state = self._state
