@@ -34,6 +34,7 @@ class Kind(enum.Enum):
     PEER_AUTHENTICATION = "PeerAuthentication"
     REQUEST_AUTHENTICATION = "RequestAuthentication"
     RATE_LIMIT_POLICY = "RateLimitPolicy"
+    ENVOY_FILTER = "EnvoyFilter"  # read as a RateLimitPolicy
     FILTER_POLICY = "FilterPolicy"
     TELEMETRY = "Telemetry"
     GATEWAY = "Gateway"
@@ -368,6 +369,7 @@ class RateLimitPolicy:
     limits: tuple[RateLimit, ...] = ()
     tells: bool = True
     failure_mode: str = "Local"
+    answer_headers: tuple[tuple[str, str], ...] = ()  # on answers to what is over the limit
     selector: Mapping[str, str] = field(default_factory=dict)
     connections: tuple[ConnectionLimit, ...] = ()
 

@@ -6,7 +6,7 @@ from typing import Final
 
 from config.compile.messages import duration
 from config.compile.resource import RATE_LIMIT, Resource, make_resource
-from config.objects import RateLimit, RateLimitPolicy
+from config.objects import Kind, RateLimit, RateLimitPolicy
 from proto.mycelia import attachment_pb2
 from proto.mycelia import rate_limit_pb2 as pb
 
@@ -21,15 +21,21 @@ def compile_rate_limits(
     policy: RateLimitPolicy, attachment: attachment_pb2.Attachment, waypoints: tuple[str, ...]
 ) -> Resource:
     meta = policy.meta
+    # A colon is in no name of an object: the two kinds never meet under one.
+    is_filter = meta.ref.kind == Kind.ENVOY_FILTER.value
+    name = f"EnvoyFilter:{meta.name}" if is_filter else meta.name
     message = pb.RateLimitPolicy(
         namespace=meta.namespace,
-        name=meta.name,
+        name=name,
         attachment=attachment,
         limits=[_limit(limit) for limit in policy.limits],
         tells=policy.tells,
+        answer_headers=[
+            pb.RateLimitPolicy.Header(name=key, value=text) for key, text in policy.answer_headers
+        ],
         failure_mode=_MODES[policy.failure_mode],
     )
-    return make_resource(RATE_LIMIT, f"{meta.namespace}/{meta.name}", message, waypoints=waypoints)
+    return make_resource(RATE_LIMIT, f"{meta.namespace}/{name}", message, waypoints=waypoints)
 
 
 def _limit(limit: RateLimit) -> pb.RateLimitPolicy.Limit:

@@ -20,6 +20,7 @@ from config.kinds.backend_policies import BackendTLSPolicy, XBackendTrafficPolic
 from config.kinds.core import Namespace, Node, ServiceAccount
 from config.kinds.destination_rule import DestinationRule
 from config.kinds.endpoint_slice import EndpointSlice
+from config.kinds.envoy_filter import EnvoyFilter
 from config.kinds.filter_policy import FilterPolicy
 from config.kinds.gateway import Gateway, GatewayClass
 from config.kinds.grpc_route import GRPCRoute
@@ -55,6 +56,7 @@ ReadManifest = (
     | PeerAuthentication
     | RequestAuthentication
     | RateLimitPolicy
+    | EnvoyFilter
     | FilterPolicy
     | Telemetry
     | Gateway
@@ -106,6 +108,7 @@ _CATALOGUE: Final[Mapping[str, _Entry]] = {
         _Entry(RequestAuthentication, "security.istio.io", ("v1", "v1beta1")),
         _Entry(Telemetry, "telemetry.istio.io", ("v1", "v1alpha1")),
         _Entry(RateLimitPolicy, "mycelia.io", ("v1alpha1",)),
+        _Entry(EnvoyFilter, "networking.istio.io", ("v1alpha3",)),
         _Entry(FilterPolicy, "mycelia.io", ("v1alpha1",)),
         _Entry(Gateway, _GATEWAY, ("v1", "v1beta1", "v1alpha2", "v1alpha3")),
         _Entry(GatewayClass, _GATEWAY, ("v1", "v1beta1", "v1alpha2")),

@@ -73,7 +73,13 @@ class Dirt:
 
 _ATTACHED: Final = frozenset(
     kind.value
-    for kind in (Kind.REQUEST_AUTHENTICATION, Kind.RATE_LIMIT_POLICY, Kind.FILTER_POLICY, Kind.TELEMETRY)
+    for kind in (
+        Kind.REQUEST_AUTHENTICATION,
+        Kind.RATE_LIMIT_POLICY,
+        Kind.ENVOY_FILTER,
+        Kind.FILTER_POLICY,
+        Kind.TELEMETRY,
+    )
 )
 
 

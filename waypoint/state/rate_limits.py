@@ -130,6 +130,7 @@ class RateLimitPolicy:
     limits: tuple[pb.RateLimitPolicy.Limit, ...]
     tells: bool
     failure_mode: int = pb.RateLimitPolicy.LOCAL
+    answer_headers: tuple[tuple[bytes, bytes], ...] = ()
 
     def __str__(self) -> str:
         return f"RateLimitPolicy/{self.key}"
@@ -146,8 +147,14 @@ def parse_rate_limits(name: str, content: bytes) -> RateLimitPolicy:
     check_name(name, key)
     for limit in message.limits:
         Limit(limit, 1)
+    headers = tuple((each.name.lower().encode(), each.value.encode()) for each in message.answer_headers)
     return RateLimitPolicy(
-        key, Attached.of(message.attachment), tuple(message.limits), message.tells, message.failure_mode
+        key,
+        Attached.of(message.attachment),
+        tuple(message.limits),
+        message.tells,
+        message.failure_mode,
+        headers,
     )
 
 

@@ -146,6 +146,7 @@ def judge(
     ]
     if refusing.policy.tells:
         headers += _told(room)
+    headers += refusing.policy.answer_headers
     return Answer(
         429,
         "request_rate_limited",

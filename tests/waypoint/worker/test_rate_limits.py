@@ -106,3 +106,11 @@ def test_buckets_outlive_other_changes_and_not_their_own() -> None:
         assert waypoint.statuses(3) == [200, 200, 429]
         waypoint.remove("type.googleapis.com/mycelia.waypoint.RateLimitPolicy", "shop/calm")
         assert waypoint.statuses(3) == [200] * 3
+
+
+def test_answers_carry_the_headers_of_the_policy() -> None:
+    calm = on_web(limit(1, 10.0), answer_headers=[pb.RateLimitPolicy.Header(name="X-Local", value="true")])
+    with App() as app, Limited(app, calm) as waypoint:
+        assert "x-local" not in waypoint.get()[1]
+        status, headers, _ = waypoint.get()
+        assert (status, headers["x-local"]) == (429, "true")
