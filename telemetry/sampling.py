@@ -18,6 +18,7 @@ _UUID: Final = re.compile(
 ).fullmatch
 _AT: Final = 14
 _BY_CHANCE: Final = b"9"
+_DECIDED: Final = frozenset({b"9", b"a", b"b", b"A", b"B"})
 
 
 class Sampling(NamedTuple):
@@ -38,11 +39,11 @@ def decide(sampling: Sampling, parent: Parent, request_id: bytes, chance: float)
     """`chance` is a random number in [0, 1)."""
     if parent.is_sampled is not None:
         return Decision(parent.is_sampled, request_id)
-    may_mark = sampling.uses_request_id and _UUID(request_id) is not None
-    if may_mark and request_id[_AT : _AT + 1] != b"4":
+    uses_id, digit = sampling.uses_request_id, request_id[_AT : _AT + 1]
+    if uses_id and digit in _DECIDED and _UUID(request_id):
         return Decision(True, request_id)
     if chance * 100.0 >= sampling.percent:
         return Decision(False, request_id)
-    if may_mark:
+    if uses_id and digit == b"4" and _UUID(request_id):
         request_id = request_id[:_AT] + _BY_CHANCE + request_id[_AT + 1 :]
     return Decision(True, request_id)

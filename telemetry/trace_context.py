@@ -73,7 +73,9 @@ class Context(NamedTuple):
 
 
 def extract(headers: list[Header], preferred: Format) -> Parent:
-    """The client's context; NO_PARENT where it has none that is well-formed."""
+    """The client's context; equal to NO_PARENT where none is well-formed, NO_PARENT itself where there is
+    none at all.
+    """
     found: dict[bytes, bytes] | None = None
     for name, value in headers:
         if name in _NAMES:
@@ -92,7 +94,7 @@ def extract(headers: list[Header], preferred: Format) -> Parent:
         parent = read(found)
         if parent is not None:
             return parent
-    return NO_PARENT
+    return Parent()  # equal to NO_PARENT, and there is something to be replaced
 
 
 def _read_w3c(found: dict[bytes, bytes]) -> Parent | None:
@@ -145,7 +147,10 @@ def child(parent: Parent, random_bits: RandomBits, *, is_sampled: bool) -> Conte
 
 def inject(headers: list[Header], context: Context, formats: Format) -> list[Header]:
     """The headers with the span in place of the client's context."""
-    kept = [field for field in headers if field[0] not in _NAMES]
+    if context.parent is NO_PARENT:
+        kept = list(headers)
+    else:
+        kept = [field for field in headers if field[0] not in _NAMES]
     formats |= context.parent.formats
     if formats & Format.W3C:
         flags = b"01" if context.is_sampled else b"00"

@@ -145,9 +145,10 @@ def bits(number: int) -> int:
 
 
 def injected(parent: Parent, formats: Format, *, is_sampled: bool = True) -> dict[bytes, bytes]:
+    """Over headers of the client that are stale, where it has a context."""
     context = child(parent, bits, is_sampled=is_sampled)
-    given_: list[Header] = [(b"accept", b"*/*"), (b"traceparent", b"stale"), (b"x-b3-sampled", b"stale")]
-    headers = inject(given_, context, formats)
+    stale: list[Header] = [(b"traceparent", b"stale"), (b"x-b3-sampled", b"stale")]
+    headers = inject([(b"accept", b"*/*"), *(stale if parent is not NO_PARENT else [])], context, formats)
     assert len(headers) == len(dict(headers))
     return {name: value for name, value in headers if name != b"accept"}
 
@@ -158,6 +159,12 @@ def test_a_new_trace_is_written_in_the_provider_s_format() -> None:
     assert injected(NO_PARENT, W3C, is_sampled=False) == {b"traceparent": b"00-%b-%b-00" % (trace, span)}
     assert injected(NO_PARENT, MULTI) == dict(b3(traceid=trace, spanid=span, sampled=b"1"))
     assert injected(NO_PARENT, SINGLE) == {b"b3": b"%b-%b-1" % (trace, span)}
+
+
+def test_malformed_headers_are_replaced() -> None:
+    broken: list[Header] = [(b"traceparent", b"broken"), (b"b3", b"broken")]
+    context = child(extract(broken, W3C), bits, is_sampled=True)
+    assert [name for name, _ in inject(broken, context, W3C)] == [b"traceparent"]
 
 
 def test_a_child_keeps_the_trace_and_names_its_parent() -> None:

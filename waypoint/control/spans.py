@@ -58,9 +58,11 @@ class SpanSink:
 
     async def drain(self) -> None:
         """What has not been sent yet is tried once more, briefly."""
-        for _, exporter, scope in self._exporters.values():
+        for _, _, scope in self._exporters.values():
             scope.cancel()
-            await exporter.drain(_DRAIN_S)
+        with trio.move_on_after(_DRAIN_S):
+            for _, exporter, _ in self._exporters.values():
+                await exporter.drain(_DRAIN_S)
 
     def take(self, exchange: Exchange) -> None:
         """Never waits."""
