@@ -33,6 +33,7 @@ from loadtests.topology import inside
 from loadtests.waypoint import mycelia, site
 from loadtests.waypoint.backends import backends
 from loadtests.waypoint.generator import GeneratorError, percentiles
+from loadtests.waypoint.protection import Issuer
 from loadtests.waypoint.site import Site
 from mesh.lab.private import enter_private_namespace
 from tests.kit.attacks import FLOODS, HTTP1_ATTACKS
@@ -148,7 +149,7 @@ async def run(options: argparse.Namespace, directory: Path, console: Console) ->
     place = Site("mycelia", 1)
     await trio.to_thread.run_sync(partial(site.build, place, is_redirected=True))
     found = []
-    async with backends(place, directory), mycelia.running(place, credentials, directory) as pids:
+    async with backends(place, directory), mycelia.running(place, credentials, directory, Issuer()) as pids:
         await ask(place, directory, options.duration)  # warm
         for attack in ATTACKS:
             if options.only and options.only not in f"{attack.way} {attack.kind}":

@@ -34,11 +34,13 @@ from loadtests.waypoint import envoy, mycelia, site
 from loadtests.waypoint.backends import backends
 from loadtests.waypoint.generator import GeneratorError, Load, Measured, measure
 from loadtests.waypoint.memory import Weighed, weigh
+from loadtests.waypoint.protection import GUARDED, TOKENS, Issuer
 from loadtests.waypoint.routes import GRPC_PORT
 from loadtests.waypoint.site import GRPC_BACKEND, HTTP_BACKEND, Site
 from mesh.lab.private import enter_private_namespace
 
 NAMES = ("direct", "mycelia", "envoy")
+ISSUER = Issuer()
 LOADS = (
     Load("h1-64", 80, 64),
     Load("h1-1", 80, 1),
@@ -46,6 +48,8 @@ LOADS = (
     Load("grpc-8x16", GRPC_PORT, 8, 16, is_http2=True, is_grpc=True),
     Load("h1-64-100-routes", 8100, 64),
     Load("h1-64-1000-routes", 8101, 64),
+    Load("h1-64-100-policies", 80, 64, service=GUARDED),
+    Load("h1-64-token", 80, 64, service=TOKENS, headers=(f"authorization: Bearer {ISSUER.token}",)),
 )
 
 
@@ -70,6 +74,7 @@ TARGETS = (
     Target("grpc-8x16", "rate", 1.0, is_minimum=True),
     Target("h1-64-100-routes", "rate", 0.85, is_minimum=True, other="h1-64"),
     Target("h1-64-1000-routes", "rate", 0.70, is_minimum=True, other="h1-64"),
+    Target("h1-64-100-policies", "rate", 0.85, is_minimum=True, other="h1-64"),
 )
 FIGURES: dict[str, Callable[[Measured], float]] = {
     "rate": lambda found: found.rate,
@@ -164,7 +169,7 @@ async def run(options: argparse.Namespace, directory: Path, console: Console) ->
             await stack.enter_async_context(backends(place, directory))
             pids[name] = ()
             if name == "mycelia":
-                group = mycelia.running(place, credentials, directory, codec=options.codec)
+                group = mycelia.running(place, credentials, directory, ISSUER, codec=options.codec)
                 pids[name] = await stack.enter_async_context(group)
             elif name == "envoy":
                 group = envoys(place, credentials, directory, envoy_binary())
@@ -172,9 +177,15 @@ async def run(options: argparse.Namespace, directory: Path, console: Console) ->
         for load in loads:
             for number in range(options.rounds):
                 for name in names[number % len(names) :] + names[: number % len(names)]:
+                    if load.is_ours and name != "mycelia":
+                        continue
                     place = sites[name]
                     backend = GRPC_BACKEND if load.is_grpc else HTTP_BACKEND
-                    host, port = (place.vip, load.port) if name != "direct" else (place.server_ip, backend)
+                    host, port = (
+                        (place.vip_of(load.service), load.port)
+                        if name != "direct"
+                        else (place.server_ip, backend)
+                    )
                     with console.status(f"{load.name}, {name}, round {number + 1}"):
                         found = await measure(
                             load,

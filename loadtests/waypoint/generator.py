@@ -34,6 +34,13 @@ class Load:
     streams: int = 1
     is_http2: bool = False
     is_grpc: bool = False
+    service: str = "shop"
+    headers: tuple[str, ...] = ()
+
+    @property
+    def is_ours(self) -> bool:
+        """Measured for Mycelia alone: it is compared with another of its own loads."""
+        return self.service != "shop"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +64,8 @@ async def measure(
     command += ["-D", f"{duration_s * 1000:.0f}ms", "--warm-up-time", "500ms", f"--log-file={log}"]
     if not load.is_http2:
         command.append("--h1")
+    for header in load.headers:
+        command += ["-H", header]
     path = "/"
     if load.is_grpc:
         message = directory / "message"

@@ -13,8 +13,10 @@ from loadtests import topology
 from loadtests.certificates import Credentials, Leaf
 from loadtests.contestants import ContestantError
 from loadtests.mycelia import NODE, Link, credential_of, running_worker
+from loadtests.waypoint.protection import GUARDED, TOKENS, Issuer
+from loadtests.waypoint.protection import resources as protection_resources
 from loadtests.waypoint.routes import GRPC_PORT, ROUTE_COUNTS, other_prefix
-from loadtests.waypoint.site import GRPC_BACKEND, HTTP_BACKEND, Site
+from loadtests.waypoint.site import GRPC_BACKEND, HTTP_BACKEND, SERVICES, Site
 from proto.istio import workload_pb2
 from proto.mycelia import waypoint_pb2
 from proto.mycelia import worker_pb2 as pb
@@ -22,13 +24,18 @@ from waypoint.state.routes import ROUTES_TYPE
 from waypoint.worker.settings import WorkerSettings as WaypointSettings
 from ztunnel.worker.settings import WorkerSettings
 
-HOSTNAME = "shop.default.svc.cluster.local"
-SERVICE = f"default/{HOSTNAME}"
+
+def key_of(service: str) -> str:
+    return f"default/{hostname_of(service)}"
+
+
+def hostname_of(service: str) -> str:
+    return f"{service}.default.svc.cluster.local"
 
 
 @asynccontextmanager
 async def running(
-    site: Site, credentials: Credentials, directory: Path, *, codec: str = "lean"
+    site: Site, credentials: Credentials, directory: Path, issuer: Issuer, *, codec: str = "lean"
 ) -> AsyncIterator[tuple[int, ...]]:
     """The three workers' pids, once all listen."""
     async with AsyncExitStack() as stack:
@@ -47,7 +54,7 @@ async def running(
             pids.append(await stack.enter_async_context(running_worker("ztunnel", log, side)))
 
         async def middle(link: Link) -> None:
-            await _set_up_waypoint(link, site, credentials, codec)
+            await _set_up_waypoint(link, site, credentials, codec, issuer)
 
         log = directory / f"{site.name}-waypoint.log"
         wrap = lambda command: topology.inside(site.waypoint, command)  # noqa: E731 - one line says it
@@ -72,7 +79,9 @@ async def _set_up_side(
     await link.send(pb.ToWorker(synced=pb.Synced()))
 
 
-async def _set_up_waypoint(link: Link, site: Site, credentials: Credentials, codec: str) -> None:
+async def _set_up_waypoint(
+    link: Link, site: Site, credentials: Credentials, codec: str, issuer: Issuer
+) -> None:
     await link.wait_for("hello")
     settings = WaypointSettings(
         namespace="default",
@@ -86,9 +95,16 @@ async def _set_up_waypoint(link: Link, site: Site, credentials: Credentials, cod
     await link.send(pb.ToWorker(configure=pb.Configure(settings_json=settings.to_json())))
     await link.send(pb.ToWorker(credential=credential_of(credentials.waypoint, credentials.roots_path)))
     await link.send(pb.ToWorker(resources=_addresses(site)))
-    content = service_routes().SerializeToString()
-    routes = pb.Resources(type_url=ROUTES_TYPE, upserts=[pb.Resources.Resource(name=SERVICE, value=content)])
+    routes = pb.Resources(
+        type_url=ROUTES_TYPE,
+        upserts=[
+            pb.Resources.Resource(name=key_of(each), value=service_routes(each).SerializeToString())
+            for each in SERVICES
+        ],
+    )
     await link.send(pb.ToWorker(resources=routes))
+    for protection in protection_resources(key_of(GUARDED), key_of(TOKENS), issuer):
+        await link.send(pb.ToWorker(resources=protection))
     await link.send(pb.ToWorker(synced=pb.Synced()))
     await link.send(pb.ToWorker(listen=pb.Listen()))
     await _result(link)
@@ -100,9 +116,9 @@ async def _result(link: Link) -> None:
         raise ContestantError(result.error)
 
 
-def service_routes() -> waypoint_pb2.ServiceRoutes:
+def service_routes(service: str) -> waypoint_pb2.ServiceRoutes:
     """As many routes on each port as routes.py says, with Istio's default retries."""
-    message = waypoint_pb2.ServiceRoutes(namespace="default", hostname=HOSTNAME)
+    message = waypoint_pb2.ServiceRoutes(namespace="default", hostname=hostname_of(service))
     for port, count in (*ROUTE_COUNTS.items(), (GRPC_PORT, 1)):
         is_grpc = port == GRPC_PORT
         protocol = waypoint_pb2.GRPC if is_grpc else waypoint_pb2.HTTP
@@ -111,7 +127,7 @@ def service_routes() -> waypoint_pb2.ServiceRoutes:
             rule = routes.http_rules.add(name=f"HTTPRoute/default/bench/{number}", is_grpc=is_grpc)
             prefix = other_prefix(number) if number < count - 1 else "/"
             rule.matches.add().path.prefix = prefix
-            rule.forward.backends.add(service=SERVICE, port=port, weight=1)
+            rule.forward.backends.add(service=key_of(service), port=port, weight=1)
             rule.retries.attempts = 2
     return message
 
@@ -121,7 +137,7 @@ def _addresses(site: Site) -> pb.Resources:
         _workload("client", site.client_ip),
         _workload("server", site.server_ip),
         _workload("waypoint", site.waypoint_ip),
-        workload_pb2.Address(service=_service(site)),
+        *(workload_pb2.Address(service=_service(site, each)) for each in SERVICES),
     ]
     return pb.Resources(
         type_url=ADDRESS_TYPE,
@@ -149,16 +165,17 @@ def _workload(account: str, address: str) -> workload_pb2.Address:
     if account == "waypoint":
         workload.native_tunnel = True
     if account == "server":
-        ports = workload.services[SERVICE].ports
-        for port in ROUTE_COUNTS:
-            ports.add(service_port=port, target_port=HTTP_BACKEND)
-        ports.add(service_port=GRPC_PORT, target_port=GRPC_BACKEND)
+        for service in SERVICES:
+            ports = workload.services[key_of(service)].ports
+            for port in ROUTE_COUNTS:
+                ports.add(service_port=port, target_port=HTTP_BACKEND)
+            ports.add(service_port=GRPC_PORT, target_port=GRPC_BACKEND)
     return workload_pb2.Address(workload=workload)
 
 
-def _service(site: Site) -> workload_pb2.Service:
-    service = workload_pb2.Service(name="shop", namespace="default", hostname=HOSTNAME)
-    service.addresses.add(address=ipaddress.ip_address(site.vip).packed)
+def _service(site: Site, name: str) -> workload_pb2.Service:
+    service = workload_pb2.Service(name=name, namespace="default", hostname=hostname_of(name))
+    service.addresses.add(address=ipaddress.ip_address(site.vip_of(name)).packed)
     for port in ROUTE_COUNTS:
         service.ports.add(service_port=port, target_port=HTTP_BACKEND)
     service.ports.add(service_port=GRPC_PORT, target_port=GRPC_BACKEND)

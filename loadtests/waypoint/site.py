@@ -14,9 +14,11 @@ from dataclasses import dataclass
 from loadtests import topology
 from loadtests.redirect import redirect_in
 from loadtests.topology import SETTINGS, inside, run
+from loadtests.waypoint.protection import GUARDED, TOKENS
 
 HTTP_BACKEND = 8080
 GRPC_BACKEND = 8081
+SERVICES = ("shop", GUARDED, TOKENS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +58,10 @@ class Site:
 
     @property
     def vip(self) -> str:
-        return f"10.97.{self.number}.1"
+        return self.vip_of("shop")
+
+    def vip_of(self, service: str) -> str:
+        return f"10.97.{self.number}.{1 + SERVICES.index(service)}"
 
 
 def build(site: Site, *, is_redirected: bool) -> None:

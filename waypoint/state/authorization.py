@@ -7,15 +7,13 @@ the others and never enforced.
 A connection that is no HTTP has no method, path, host or header: an ALLOW rule that names one never holds for
 it, and of a DENY rule only the rest counts, so that more is denied, as at Istio's proxies.
 
-With many policies a request is not held against each: rules that name exact paths, or prefixes with a whole
-first segment, or exact callers or namespaces, are found by these; the others are tried one by one
-(`RuleTable`).
+With many policies a request is not held against each: see rule_table.py.
 """
 
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -24,8 +22,9 @@ from google.protobuf.message import DecodeError
 from proto.mycelia import authorization_l7_pb2 as pb
 from waypoint.state.errors import RoutesRejected
 from waypoint.state.policies import Attached, check_name
-from waypoint.state.policy_clauses import SERVER_NAME_KEY, Test, clause_test, is_about_requests, octets, texts
+from waypoint.state.policy_clauses import SERVER_NAME_KEY, Test, clause_test, is_about_requests
 from waypoint.state.policy_facts import PolicyFacts
+from waypoint.state.rule_table import Keys, RuleTable
 
 AUTHORIZATION_TYPE: Final = "type.googleapis.com/mycelia.waypoint.AuthorizationPolicy"
 _MAX_REASONS: Final = 3
@@ -56,14 +55,11 @@ class Rule:
         "_conditions",
         "_operations",
         "_sources",
-        "callers",
         "index",
         "is_void",
-        "namespaces",
+        "keys",
         "needs_server_name",
-        "paths",
         "policy",
-        "segments",
     )
 
     def __init__(
@@ -87,9 +83,7 @@ class Rule:
         self._sources = sets(message.sources)
         self._operations = sets(message.operations)
         self._conditions = tuple(clause_test(each, is_refusing=is_refusing) for each in message.conditions)
-        self.paths, self.segments = _path_keys(message.operations)
-        self.callers = _caller_keys(message.sources, "source.principal")
-        self.namespaces = _caller_keys(message.sources, "source.namespace")
+        self.keys = Keys.of(message)
         self.needs_server_name = any(each.key == SERVER_NAME_KEY for each in message.conditions)
 
     def holds(self, facts: PolicyFacts) -> bool:
@@ -205,126 +199,6 @@ def _without_requests(rule: pb.PolicyRule) -> pb.PolicyRule:
         operations=rest(rule.operations),
         conditions=[each for each in rule.conditions if not is_about_requests(each.key)],
     )
-
-
-# ---- many policies ----
-
-
-def _path_keys(operations: Sequence[pb.ClauseSet]) -> tuple[frozenset[bytes], frozenset[bytes]]:
-    """Exact paths and first segments, one of which each request that the rule can hold for has."""
-    paths: set[bytes] = set()
-    segments: set[bytes] = set()
-    for operation in operations:
-        values = next((each.values for each in operation.clauses if each.key == "request.path"), ())
-        plain = octets(value for value in values if "{" not in value)
-        prefixes = {first_segment(prefix) for prefix in plain.prefixes}
-        is_narrow = values and not any("{" in value for value in values)
-        if not is_narrow or plain.is_any or plain.suffixes or b"" in prefixes:
-            return frozenset(), frozenset()
-        paths |= plain.exact
-        segments |= prefixes
-    return frozenset(paths), frozenset(segments)
-
-
-def first_segment(path: bytes) -> bytes:
-    """`/a/` of `/a/b`; empty where the path has no whole segment."""
-    end = path.find(b"/", 1)
-    return path[: end + 1] if path[:1] == b"/" and end > 0 else b""
-
-
-def _caller_keys(sources: Sequence[pb.ClauseSet], key: str) -> frozenset[str]:
-    """Exact values of `key`, one of which each caller has for whom the rule can hold."""
-    found: set[str] = set()
-    for source in sources:
-        values = next((each.values for each in source.clauses if each.key == key), ())
-        plain = texts(values)
-        if not values or plain.is_any or plain.prefixes or plain.suffixes:
-            return frozenset()
-        found |= plain.exact
-    return frozenset(found)
-
-
-_Entry = tuple[int, Rule]
-
-
-class RuleTable:
-    """The rules of some policies of one action, in order: for requests, or else for other connections."""
-
-    __slots__ = (
-        "_by_caller",
-        "_by_namespace",
-        "_by_path",
-        "_by_segment",
-        "_is_for_streams",
-        "_others",
-        "policies",
-    )
-
-    def __init__(self, policies: Sequence[Policy], *, is_for_streams: bool = False) -> None:
-        self.policies = tuple(policies)
-        self._is_for_streams = is_for_streams
-        self._by_path: dict[bytes, list[_Entry]] = {}
-        self._by_segment: dict[bytes, list[_Entry]] = {}
-        self._by_caller: dict[str, list[_Entry]] = {}
-        self._by_namespace: dict[str, list[_Entry]] = {}
-        self._others: list[_Entry] = []
-        rules = (rule for policy in policies for rule in self.rules_of(policy))
-        for entry in enumerate(rules):
-            self._file(entry)
-
-    def rules_of(self, policy: Policy) -> Sequence[Rule]:
-        return policy.stream_rules if self._is_for_streams else policy.rules
-
-    def _file(self, entry: _Entry) -> None:
-        rule = entry[1]
-        if rule.is_void:
-            return
-        if rule.paths or rule.segments:
-            for path in rule.paths:
-                self._by_path.setdefault(path, []).append(entry)
-            for segment in rule.segments:
-                self._by_segment.setdefault(segment, []).append(entry)
-        elif rule.callers:
-            for caller in rule.callers:
-                self._by_caller.setdefault(caller, []).append(entry)
-        elif rule.namespaces:
-            for namespace in rule.namespaces:
-                self._by_namespace.setdefault(namespace, []).append(entry)
-        else:
-            self._others.append(entry)
-
-    def __bool__(self) -> bool:
-        return bool(self.policies)
-
-    def first(self, facts: PolicyFacts) -> Rule | None:
-        """The first rule that holds."""
-        best: _Entry | None = None
-        for entries in self._candidates(facts):
-            for entry in entries:
-                if best is not None and entry[0] >= best[0]:
-                    break
-                if entry[1].holds(facts):
-                    best = entry
-                    break
-        return None if best is None else best[1]
-
-    def all(self, facts: PolicyFacts) -> list[Rule]:
-        """Every rule that holds, in order."""
-        found = {entry for entries in self._candidates(facts) for entry in entries if entry[1].holds(facts)}
-        return [rule for _, rule in sorted(found, key=lambda entry: entry[0])]
-
-    def _candidates(self, facts: PolicyFacts) -> Iterator[Sequence[_Entry]]:
-        if self._by_path and (found := self._by_path.get(facts.path)):
-            yield found
-        if self._by_segment and (found := self._by_segment.get(first_segment(facts.path))):
-            yield found
-        if self._by_caller and (found := self._by_caller.get(facts.principal)):
-            yield found
-        identity = facts.identity
-        if self._by_namespace and identity and (found := self._by_namespace.get(identity.namespace)):
-            yield found
-        if self._others:
-            yield self._others
 
 
 def custom_table(

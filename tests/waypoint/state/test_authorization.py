@@ -15,11 +15,11 @@ from waypoint.state.authorization import (
     Authorizer,
     Policy,
     custom_table,
-    first_segment,
     parse_authorization,
 )
 from waypoint.state.errors import RoutesRejected
 from waypoint.state.policy_facts import PolicyFacts
+from waypoint.state.rule_table import first_segment
 
 CART = "cluster.local/ns/shop/sa/cart"
 
@@ -451,10 +451,17 @@ def reference(request: PolicyFacts, policies: Sequence[tuple[str, Sequence[RuleT
                 return False
         return True
 
+    def header_holds(key: str, values: Sequence[str], not_values: Sequence[str]) -> bool:
+        name = key.partition("[")[2][:-1].lower().encode()
+        lines = [value.decode() for each, value in request.headers if each == name]
+        if values and not any(text(pattern, line) for pattern in values for line in lines):
+            return False
+        return not any(text(pattern, line) for pattern in not_values for line in lines)
+
     def rule_holds(rule: RuleText) -> bool:
         return all(
             not rule.get(part) or any(fields_hold(fields) for fields in rule[part]) for part in ("from", "to")
-        )
+        ) and all(header_holds(*condition) for condition in rule.get("when", ()))
 
     if any(action == "DENY" and any(map(rule_holds, rules)) for action, rules in policies):
         return False
@@ -489,6 +496,15 @@ RULES: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
     optional={
         "from": st.lists(_fields(["principals", "namespaces", "ipBlocks"]), min_size=1, max_size=2),
         "to": st.lists(_fields(["paths", "methods", "hosts"]), min_size=1, max_size=2),
+        "when": st.lists(
+            st.tuples(
+                st.sampled_from(["request.headers[X-A]", "request.headers[x-b]"]),
+                st.lists(st.sampled_from(["1", "2*", "*"]), max_size=2),
+                st.lists(st.sampled_from(["1", "*3"]), max_size=1),
+            ),
+            min_size=1,
+            max_size=2,
+        ),
     },
 )
 REQUESTS = st.builds(
@@ -496,6 +512,9 @@ REQUESTS = st.builds(
     st.sampled_from(PATHS),
     st.sampled_from(["GET", "POST", "get"]),
     host=st.sampled_from(["web", "Web", "a.com"]),
+    headers=st.lists(
+        st.tuples(st.sampled_from(["x-a", "x-b", "accept"]), st.sampled_from(["1", "23"])), max_size=1
+    ),
     caller=st.sampled_from(
         [None, f"spiffe://{CART}", "spiffe://cluster.local/ns/bank/sa/till", "spiffe://td/ns/b/sa/c"]
     ),
