@@ -1,11 +1,7 @@
 """Rate limits: policies as they are told, and the counting. Pure; time is given, in seconds.
 
-A limit is a bucket for each key: so many requests in a time, evenly, and `burst` at once. It is kept as the
-one moment at which the bucket will be full again (GCRA): a bucket costs one number and is exact at any time.
-
-Bounds: `MAX_KEYS` buckets for a limit. A bucket that is full is the same as none, so those are forgotten to
-make room; if all are in use, further keys share one bucket: nobody gets a fresh bucket by making others be
-forgotten.
+A limit is a bucket for each key (dataplane/state/buckets.py): so many requests in a time, evenly, and `burst`
+at once. Limits that replicas share are only described here; shared_limits.py counts them.
 """
 
 from __future__ import annotations
@@ -16,6 +12,7 @@ from typing import Final, NamedTuple
 
 from google.protobuf.message import DecodeError
 
+from dataplane.state.buckets import MAX_KEYS, Buckets
 from proto.mycelia import rate_limit_pb2 as pb
 from waypoint.state.errors import RoutesRejected
 from waypoint.state.jwt import claim_text
@@ -24,8 +21,6 @@ from waypoint.state.policy_clauses import Texts, octets
 from waypoint.state.policy_facts import PolicyFacts
 
 RATE_LIMIT_TYPE: Final = "type.googleapis.com/mycelia.waypoint.RateLimitPolicy"
-MAX_KEYS: Final = 50_000
-_SWEEP: Final = 1_000  # buckets looked at when there is no room
 _MAX_KEY_BYTES: Final = 256
 
 KeyPart = Callable[["Asked"], bytes]
@@ -52,10 +47,9 @@ class Limit:
     """One limit with all its buckets. Not thread-safe."""
 
     __slots__ = (
-        "_full_at",
+        "_buckets",
         "_keys",
         "_methods",
-        "_overflow",
         "_paths",
         "burst",
         "interval_s",
@@ -75,8 +69,7 @@ class Limit:
         self._keys = tuple(map(_key_part, message.keys))
         self._methods: Texts[bytes] | None = octets(message.methods) if message.methods else None
         self._paths: Texts[bytes] | None = octets(message.paths) if message.paths else None
-        self._full_at: dict[bytes, float] = {}
-        self._overflow = 0.0
+        self._buckets = Buckets(self.interval_s, self.burst, MAX_KEYS)
 
     def key(self, asked: Asked) -> bytes | None:
         """Whose bucket a request counts in; None: it does not count here."""
@@ -91,34 +84,11 @@ class Limit:
 
     def look(self, key: bytes, now: float) -> Room:
         """What would be if one more were taken."""
-        full_at = self._full_at.get(key)
-        if full_at is None:
-            full_at = self._overflow if len(self._full_at) >= MAX_KEYS and not self._make_room(now) else now
-        full_at = max(full_at, now) + self.interval_s
-        over_s = full_at - now - self.burst * self.interval_s
-        if over_s > 1e-9:
-            return Room(self, 0, full_at - self.interval_s - now, over_s)
-        return Room(self, int(-over_s / self.interval_s + 1e-6), full_at - now, 0.0)
+        return Room(self, *self._buckets.look(key, now))
 
     def take(self, key: bytes, now: float) -> None:
         """After a look at the same moment that found room."""
-        held = self._full_at
-        if key in held or len(held) < MAX_KEYS:
-            held[key] = max(held.get(key, now), now) + self.interval_s
-        else:
-            self._overflow = max(self._overflow, now) + self.interval_s
-
-    def _make_room(self, now: float) -> bool:
-        """Forget full buckets among some, the oldest first."""
-        held = self._full_at
-        oldest = [key for key, _ in zip(held, range(_SWEEP), strict=False)]
-        full = [key for key in oldest if held[key] <= now]
-        for key in full:
-            del held[key]
-        for key in oldest[:100]:  # those in use go to the end, so that another look sees others
-            if key in held:
-                held[key] = held.pop(key)
-        return bool(full)
+        self._buckets.take(key, now)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
