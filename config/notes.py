@@ -48,6 +48,7 @@ class Reason(enum.Enum):
     INVALID_CA_REF = "InvalidCACertificateRef"
     # Of policies with targetRefs.
     INVALID_TARGET = "Invalid"
+    PROVIDER_NOT_FOUND = "ProviderNotFound"
     KEYS_NOT_FETCHED = "JwksNotFetched"
     PARTIALLY_INVALID = "PartiallyInvalid"
 

@@ -13,21 +13,26 @@ from config.notes import Note, Reason
 from config.objects import (
     AuthorizationPolicy,
     FilterPolicy,
-    PolicyAction,
     RateLimitPolicy,
     RequestAuthentication,
 )
 from proto.mycelia import attachment_pb2 as pb
+from proto.mycelia.authorization_l7_pb2 import ExternalAuthorizer
 
 AttachedPolicy = AuthorizationPolicy | RequestAuthentication | RateLimitPolicy | FilterPolicy
 
 
 def compile_attached(
-    policy: AttachedPolicy, attachment: pb.Attachment, waypoints: tuple[str, ...], key_set: KeySetText
+    policy: AttachedPolicy,
+    attachment: pb.Attachment,
+    waypoints: tuple[str, ...],
+    key_set: KeySetText,
+    authorizer: ExternalAuthorizer | None = None,
 ) -> Resource:
+    """`authorizer` is whom action CUSTOM asks; None: there is nobody to ask."""
     match policy:
         case AuthorizationPolicy():
-            return compile_for_waypoints(policy, attachment, waypoints)
+            return compile_for_waypoints(policy, attachment, waypoints, authorizer)
         case RequestAuthentication():
             return compile_authentication(policy, attachment, waypoints, key_set)
         case RateLimitPolicy():
@@ -40,9 +45,6 @@ def attached_notes(policy: AttachedPolicy) -> Iterator[Note]:
     """What a waypoint cannot judge of it."""
     if not isinstance(policy, AuthorizationPolicy):
         return
-    if policy.action is PolicyAction.CUSTOM:
-        text = f"provider {policy.provider} is not known: whatever a rule holds for is denied"
-        yield Note(policy.meta.ref, Reason.UNSUPPORTED_VALUE, text)
     if keys := unsupported_keys(policy):
         text = f"{', '.join(keys)}: waypoints know no such thing; an ALLOW rule with it never holds, "
         yield Note(policy.meta.ref, Reason.UNSUPPORTED_VALUE, text + "a DENY rule holds without it")

@@ -21,6 +21,7 @@ def compile_for_waypoints(
     policy: AuthorizationPolicy,
     attachment: attachment_pb2.Attachment,
     waypoints: tuple[str, ...],
+    authorizer: pb.ExternalAuthorizer | None = None,
 ) -> Resource:
     meta = policy.meta
     is_refusing = policy.action in (PolicyAction.DENY, PolicyAction.CUSTOM)
@@ -31,6 +32,7 @@ def compile_for_waypoints(
         action=pb.AuthorizationPolicy.Action.Value(policy.action.value),
         is_dry_run=policy.is_dry_run,
         provider=policy.provider,
+        authorizer=authorizer,
         rules=[_rule(rule, meta.namespace, is_refusing=is_refusing) for rule in policy.rules],
     )
     return make_resource(REQUEST_AUTHORIZATION, f"{meta.namespace}/{meta.name}", message, waypoints=waypoints)

@@ -66,6 +66,7 @@ class Dirt:
     is_gateway_class: bool = False  # ... or at any of them
     is_static_strict: bool = False
     objects: set[Ref] = field(default_factory=set)  # whatever was filed or taken away
+    hosts: set[str] = field(default_factory=set)  # that a service had or has
     rule_hosts: set[str] = field(default_factory=set)  # hosts (or wildcards) with other DestinationRules
     # Sent again even if their bytes are the same: a node proxy has forgotten them.
     forced: set[str] = field(default_factory=set)
@@ -386,6 +387,7 @@ class ObjectIndex:
         names = {service_name(ref.namespace, host) for each in (old, new) for host in self.hosts_of(each)}
         owners = {name: self.owner_of(name) for name in names}
         hosts = {host for each in (old, new) for host in self.hosts_of(each)}
+        dirt.hosts |= hosts
         before = self.members(ref, old)
         for host in self.hosts_of(old):
             _discard(self.claims, service_name(ref.namespace, host), ref)

@@ -41,6 +41,7 @@ from config.objects import (
     Kind,
     MeshObject,
     PeerAuthentication,
+    PolicyAction,
     RateLimitPolicy,
     Ref,
     RequestAuthentication,
@@ -54,6 +55,7 @@ from config.registry.attachment import attach, candidates_on, ports_of, resolver
 from config.registry.key_sets import KeySet, KeySets
 from config.registry.object_index import WAYPOINT_SERVICE, Dirt, ObjectIndex, Place
 from config.registry.places import Places
+from config.registry.providers import Providers
 from config.registry.requirement import Reached, Serving, asks, asks_whole, requirement
 from config.registry.shared_policies import SharedPolicies
 from config.registry.target_ports import PortPairs, entry_ports, service_ports, slice_ports
@@ -65,6 +67,7 @@ from config.registry.waypoint_processes import WaypointWord, gateway_of
 from config.registry.waypoints import FOR_SERVICES, FOR_WORKLOADS, Enrolling, Enrolment, find_waypoint
 from config.registry.workload_source import Joining, WorkloadSource
 from config.settings import MeshSettings
+from proto.mycelia.authorization_l7_pb2 import ExternalAuthorizer
 
 _ResourceKey = tuple[TypeUrl, str]
 
@@ -108,6 +111,7 @@ class Registry:
         self._required = SharedPolicies()
         self._attachments = Attachments()
         self.key_sets = KeySets()
+        self.providers = Providers(self.index, settings.root_namespace)
         self.places = Places(self.index, settings)
         self.treatment = Treatment(self.index, self.places)
 
@@ -213,7 +217,8 @@ class Registry:
     def _compile(self, dirt: Dirt) -> Delta:
         touched: _Touched = {}
         changed = {*dirt.objects, *dirt.services, *dirt.gateways}
-        for policy in sorted(dirt.policies | self._attachments.dependent(changed)):
+        asking = self.providers.looking_for(dirt.hosts)
+        for policy in sorted(dirt.policies | self._attachments.dependent(changed) | set(asking)):
             self._settle(policy, self._policy(policy), touched)
         if dirt.is_static_strict:
             made = [static_strict(self._settings)] if self.index.peers else []
@@ -309,6 +314,7 @@ class Registry:
             return observed.resources, observed.notes
         self._attachments.put(ref, frozenset())
         self.key_sets.want(ref, ())
+        self.providers.forget(ref)
         if isinstance(policy, RequestAuthentication):
             text = "tokens are judged by waypoints, and only targetRefs lead to one; not enforced"
             return [], (Note(ref, Reason.NO_EFFECT, text),)
@@ -325,7 +331,9 @@ class Registry:
 
     def _attached(self, policy: AttachedPolicy) -> tuple[list[Resource], tuple[Note, ...]]:
         ref, attaching = policy.meta.ref, attach_policy(policy, self)
-        self._attachments.put(ref, attaching.depends_on)
+        is_custom = isinstance(policy, AuthorizationPolicy) and policy.action is PolicyAction.CUSTOM
+        asked = {self.providers.mesh_ref} if is_custom else set()
+        self._attachments.put(ref, attaching.depends_on | asked)
         if isinstance(policy, RateLimitPolicy) and not policy.limits:
             # Waypoints have nothing to do with it: only what is not there at all is worth a word.
             missing = (each for each in attaching.bound if each.reason is Reason.TARGET_NOT_FOUND)
@@ -334,6 +342,7 @@ class Registry:
         self.key_sets.want(ref, rules if attaching.waypoints else ())
         made = []
         notes = [*attaching.notes(ref), *attached_notes(policy)]
+        found = self._authorizer(policy, notes)
         if attaching.waypoints:
 
             def key_set(rule: JwtRule) -> str:
@@ -344,8 +353,21 @@ class Registry:
                     notes.append(Note(ref, Reason.KEYS_NOT_FETCHED, text))
                 return found.text
 
-            made.append(compile_attached(policy, attaching.message(), attaching.waypoints, key_set))
+            message, waypoints = attaching.message(), attaching.waypoints
+            made.append(compile_attached(policy, message, waypoints, key_set, found))
         return made, tuple(notes)
+
+    def _authorizer(self, policy: AttachedPolicy, notes: list[Note]) -> ExternalAuthorizer | None:
+        """Whom action CUSTOM asks."""
+        ref = policy.meta.ref
+        if not isinstance(policy, AuthorizationPolicy) or policy.action is not PolicyAction.CUSTOM:
+            self.providers.forget(ref)
+            return None
+        found = self.providers.find(ref, policy.provider)
+        if found.problem:
+            text = f"provider {policy.provider} {found.problem}; whatever a rule holds for is denied"
+            notes.append(Note(ref, Reason.PROVIDER_NOT_FOUND, text))
+        return found.message
 
     def _shadowed_peer(self, peer: MeshObject | None) -> tuple[Note, ...]:
         if peer is None:

@@ -21,6 +21,7 @@ from google.protobuf.message import DecodeError
 
 from proto.mycelia import authorization_l7_pb2 as pb
 from waypoint.state.errors import RoutesRejected
+from waypoint.state.external_authorizer import ExternalAuthorizer, parse_authorizer
 from waypoint.state.policies import Attached, check_name
 from waypoint.state.policy_clauses import SERVER_NAME_KEY, Test, clause_test, is_about_requests
 from waypoint.state.policy_facts import PolicyFacts
@@ -135,6 +136,7 @@ class Policy:
     action: Action
     is_dry_run: bool
     provider: str
+    authorizer: ExternalAuthorizer | None  # whom action CUSTOM asks; None: nobody can be asked
     rules: list[Rule]
     stream_rules: list[Rule]  # the same, for connections that are no HTTP
 
@@ -160,6 +162,7 @@ def parse_authorization(name: str, content: bytes) -> Policy:
         action,
         message.is_dry_run,
         message.provider,
+        parse_authorizer(message.authorizer) if message.HasField("authorizer") else None,
         [],
         [],
     )

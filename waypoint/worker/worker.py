@@ -31,7 +31,7 @@ from waypoint.state.store import WaypointState
 from waypoint.worker.authentication import Authentication
 from waypoint.worker.authorization import Authorization
 from waypoint.worker.checks import CheckSource
-from waypoint.worker.custom_authorization import CustomAuthorization
+from waypoint.worker.custom_authorization import Asking, CustomAuthorization
 from waypoint.worker.decider import RoutingDecider
 from waypoint.worker.describe import describe_state
 from waypoint.worker.dial import MeshDialler, TcpDialler, TunnelOrigin
@@ -107,7 +107,12 @@ class Worker(DataWorker[WorkerSettings]):
         self._policy_counts = PolicyCounts()
         self._filters = Filters(self._state, reactor, self._log)
         self._check_sources: tuple[CheckSource, ...] = (
-            CustomAuthorization(self._state, self._log, self._policy_counts),
+            CustomAuthorization(
+                self._state,
+                self._log,
+                self._policy_counts,
+                Asking(self._upstreams, str(self._identity)),
+            ),
             Authentication(self._state, time.time),
             Authorization(self._state, self._log, self._policy_counts),
             RateLimits(

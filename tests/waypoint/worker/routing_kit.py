@@ -119,6 +119,7 @@ class Waypoint(RunningProxy):
 
     state: WaypointState
     decider: RoutingDecider
+    upstreams_of_checks: Upstreams
 
     def __init__(
         self,
@@ -135,6 +136,7 @@ class Waypoint(RunningProxy):
             source = random.Random(seed)
             self.state = WaypointState(place, clock=lambda: reactor.now, random=source.random)
             assert put(self.state, *resources) == {}
+            self.upstreams_of_checks = upstreams
             self.sources = check_sources(self.state, reactor)
             self.decider = RoutingDecider(
                 self.state,

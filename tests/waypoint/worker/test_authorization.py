@@ -17,7 +17,7 @@ from tests.waypoint.worker.routing_kit import App, Waypoint
 from transport.spiffe import SpiffeId
 from waypoint.state.authorization import AUTHORIZATION_TYPE
 from waypoint.worker.authorization import Authorization
-from waypoint.worker.custom_authorization import CustomAuthorization
+from waypoint.worker.custom_authorization import Asking, CustomAuthorization
 from waypoint.worker.plan import Declared
 from waypoint.worker.policy_counts import PolicyCounts
 
@@ -35,7 +35,8 @@ class Guarded(Waypoint):
         def sources(state: Any, reactor: Any) -> tuple[CustomAuthorization, Authorization]:
             log, counts = WorkerLog(lambda _: True, lambda: reactor.now), PolicyCounts()
             self.authorization = Authorization(state, log, counts)
-            return CustomAuthorization(state, log, counts), self.authorization
+            asking = Asking(self.upstreams_of_checks)
+            return CustomAuthorization(state, log, counts, asking), self.authorization
 
         super().__init__(*resources, check_sources=sources, identity=CART, **fields)
 
