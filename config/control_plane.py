@@ -24,6 +24,7 @@ from config.findings import Problem, Severity
 from config.jwks.fetch import Fetcher
 from config.jwks.guard import Guard
 from config.jwks.keeper import KeySetKeeper
+from config.jwks.store import KeySetStore
 from config.nodes.joining import JoinService
 from config.nodes.service import NodeService
 from config.notes import Condition, Note
@@ -69,6 +70,10 @@ class StateDirectory:
         return self.path / "last-good"
 
     @property
+    def key_sets(self) -> Path:
+        return self.path / "key-sets"
+
+    @property
     def root_certificate(self) -> Path:
         return self.path / "root-cert.pem"
 
@@ -102,7 +107,8 @@ class ControlPlane:
             self.tokens, state.tokens / JOINS_FILE, lambda: self.authority.roots_pem, now=now
         )
         fetcher = Fetcher(Guard(settings.blocked_key_networks), ssl.create_default_context())
-        self.key_sets = KeySetKeeper(self.registry, fetcher, self._take_keys)
+        store = KeySetStore(state.key_sets)
+        self.key_sets = KeySetKeeper(self.registry, fetcher, self._take_keys, store)
         self.is_ready = False  # set by whoever serves, once clients can come
         self._addresses_changed = trio.Event()
 

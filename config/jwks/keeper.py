@@ -1,12 +1,12 @@
 """Keeps the wanted key sets fresh: fetched at once, refreshed, tried again with growing pauses.
 
-The last good set stays whatever happens; there is never another in its place (CVE-2026-31837). Bounds:
+The last good set stays whatever happens, also over a restart (store.py); there is never another in its place
+(CVE-2026-31837). Bounds:
 `MAX_SOURCES` sources, `_MAX_AT_ONCE` fetches at a time. Times are Istio's (config-api 10).
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
@@ -14,6 +14,8 @@ from typing import Final
 import trio
 
 from config.jwks.fetch import Fetcher, FetchFailed
+from config.jwks.key_set import KeySetUnfit, json_object, key_set_text
+from config.jwks.store import KeySetStore
 from config.registry.key_sets import DISCOVERY, KeySet
 from config.registry.registry import Registry
 from telemetry.logging import get_logger
@@ -26,7 +28,6 @@ MAX_RETRY_S: Final = 60 * 60.0
 MAX_SOURCES: Final = 1000
 LOOK_S: Final = 0.5
 _MAX_AT_ONCE: Final = 8
-_MAX_DEPTH: Final = 16
 
 _UNKNOWN: Final = KeySet()
 
@@ -45,21 +46,30 @@ class KeySetKeeper:
     """`on_change` gets a source and what is known of it now."""
 
     def __init__(
-        self, registry: Registry, fetcher: Fetcher, on_change: Callable[[str, KeySet], None]
+        self,
+        registry: Registry,
+        fetcher: Fetcher,
+        on_change: Callable[[str, KeySet], None],
+        store: KeySetStore,
     ) -> None:
         self._registry = registry
         self._fetcher = fetcher
         self._on_change = on_change
+        self._store = store
         self._sources: dict[str, _Source] = {}
         self._limit = trio.CapacityLimiter(_MAX_AT_ONCE)
 
     async def run(self) -> None:
         """Until cancelled."""
+        self._store.keep_only(self._registry.key_sets.wanted)
         async with trio.open_nursery() as nursery:
             while True:
                 wanted = self._registry.key_sets.wanted
-                for gone in self._sources.keys() - wanted.keys():
-                    del self._sources[gone]
+                gone = self._sources.keys() - wanted.keys()
+                for source in gone:
+                    del self._sources[source]
+                if gone:
+                    self._store.keep_only(wanted)
                 for uri, timeout_s in wanted.items():
                     self._look(uri, timeout_s, nursery)
                 await trio.sleep(LOOK_S)
@@ -71,6 +81,10 @@ class KeySetKeeper:
                 self._on_change(uri, KeySet(problem=f"more than {MAX_SOURCES} key sets are wanted"))
                 return
             source = self._sources[uri] = _Source()
+            saved = self._store.read(uri)
+            if saved:
+                source.held = KeySet(saved)
+                self._on_change(uri, source.held)
         if not source.is_busy and trio.current_time() >= source.next_at:
             source.is_busy = True
             nursery.start_soon(self._refresh, uri, source, timeout_s)
@@ -90,19 +104,28 @@ class KeySetKeeper:
         source.is_busy = False
         source.next_at = trio.current_time() + pause_s
         if self._sources.get(uri) is source and found != source.held:
+            if found.text != source.held.text:
+                self._store.write(uri, found.text)
             source.held = found
             self._on_change(uri, found)
 
     async def _fetch(self, uri: str, timeout_s: float) -> str:
         if uri.startswith(DISCOVERY):
             uri = await self._discover(uri.removeprefix(DISCOVERY), timeout_s)
-        return key_set_text(await self._fetcher.get(uri, timeout_s), uri)
+        content = await self._fetcher.get(uri, timeout_s)
+        try:
+            return key_set_text(content)
+        except KeySetUnfit as error:
+            raise FetchFailed(f"{uri}: {error}") from error
 
     async def _discover(self, issuer: str, timeout_s: float) -> str:
         """Where an issuer has its keys (OpenID Connect Discovery 1.0, 4)."""
         uri = issuer.rstrip("/") + "/.well-known/openid-configuration"
-        found = _json(await self._fetcher.get(uri, timeout_s), uri)
-        where = found.get("jwks_uri")
+        content = await self._fetcher.get(uri, timeout_s)
+        try:
+            where = json_object(content).get("jwks_uri")
+        except KeySetUnfit as error:
+            raise FetchFailed(f"{uri}: {error}") from error
         if not isinstance(where, str) or not where.startswith(("http://", "https://")):
             raise FetchFailed(f"{uri}: there is no jwks_uri in it")
         return where
@@ -113,30 +136,3 @@ def retry_pause_s(failures: int) -> float:
     if failures <= QUICK_RETRIES:
         return QUICK_RETRY_S
     return min(SLOW_RETRY_S * 2.0 ** min(failures - QUICK_RETRIES - 1, 10), MAX_RETRY_S)
-
-
-def key_set_text(content: bytes, uri: str) -> str:
-    """The key set, written plainly. Raises FetchFailed if it is none."""
-    found = _json(content, uri)
-    keys = found.get("keys")
-    if not isinstance(keys, list) or not all(isinstance(each, dict) for each in keys):
-        raise FetchFailed(f'{uri}: the answer is no key set (an object with a list "keys" of objects)')
-    return json.dumps({"keys": keys}, sort_keys=True)
-
-
-def _json(content: bytes, uri: str) -> dict[str, object]:
-    try:
-        found = json.loads(content)
-    except (ValueError, RecursionError):
-        raise FetchFailed(f"{uri}: the answer is no JSON") from None
-    if not isinstance(found, dict) or not _is_shallow(found, _MAX_DEPTH):
-        raise FetchFailed(f"{uri}: the answer is no JSON object, or too deep")
-    return found
-
-
-def _is_shallow(value: object, depth: int) -> bool:
-    if isinstance(value, dict):
-        return depth > 0 and all(_is_shallow(each, depth - 1) for each in value.values())
-    if isinstance(value, list):
-        return depth > 0 and all(_is_shallow(each, depth - 1) for each in value)
-    return True

@@ -18,6 +18,8 @@ MAX_URI: Final = 2048
 MAX_NAMES: Final = 64
 MAX_JWKS_BYTES: Final = 256 * 1024
 DEFAULT_TIMEOUT_MS: Final = 5000
+MAX_TIMEOUT_MS: Final = 60_000
+_PRIVATE_MEMBERS: Final = frozenset({"d", "p", "q", "dp", "dq", "qi", "oth", "k"})
 _TOKEN_CHARACTERS: Final = frozenset(
     "!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 )
@@ -40,7 +42,15 @@ def _jwks(text: str) -> str:
         refuse("a JSON Web Key Set: this is no JSON")
     if not isinstance(document, dict) or not isinstance(document.get("keys"), list):
         refuse('a JSON Web Key Set: an object with a list "keys"')
+    if any(isinstance(each, dict) and _PRIVATE_MEMBERS & each.keys() for each in document["keys"]):
+        refuse("a JSON Web Key Set of public keys: this one holds a private or a shared key")
     return text
+
+
+def _fetch_timeout(milliseconds: int) -> int:
+    if milliseconds > MAX_TIMEOUT_MS:
+        refuse(f"a duration of at most {MAX_TIMEOUT_MS // 1000}s: fetches share a few places")
+    return milliseconds
 
 
 def _field_name(text: str) -> str:
@@ -91,7 +101,7 @@ class JwtRuleSpec(Strict):
     output_claim_to_headers: Annotated[list[ClaimToHeader], Field(max_length=MAX_NAMES)] = Field(
         default_factory=list, alias="outputClaimToHeaders"
     )
-    timeout: Milliseconds = DEFAULT_TIMEOUT_MS
+    timeout: Annotated[Milliseconds, AfterValidator(_fetch_timeout)] = DEFAULT_TIMEOUT_MS
     space_delimited_claims: Words = Field(default_factory=list, alias="spaceDelimitedClaims")
 
     @model_validator(mode="after")

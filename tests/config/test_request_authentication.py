@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 import trio
@@ -15,7 +16,9 @@ import trio
 from config.compile.resource import AUTHENTICATION
 from config.jwks.fetch import MAX_BYTES, Fetcher, FetchFailed
 from config.jwks.guard import Guard
-from config.jwks.keeper import KeySetKeeper, key_set_text, retry_pause_s
+from config.jwks.keeper import KeySetKeeper, retry_pause_s
+from config.jwks.key_set import KeySetUnfit, key_set_text
+from config.jwks.store import KeySetStore
 from config.registry.key_sets import KeySet
 from proto.mycelia import authentication_pb2 as pb
 from tests.config.support import Mesh, errors_of, istio, waypoint
@@ -52,6 +55,8 @@ def sent(mesh: Mesh) -> dict[str, pb.RequestAuthentication]:
         ("{issuer: a, jwksUri: 'http://a/b', outputPayloadToHeader: 'a:b'}", "header name"),
         ("{issuer: a, jwksUri: 'http://a/b', outputClaimToHeaders: [{header: host, claim: a}]}", "HTTP"),
         ("{issuer: a, jwksUri: 'http://a/b', timeout: soon}", "duration"),
+        ("{issuer: a, jwksUri: 'http://a/b', timeout: 2m}", "at most 60s"),
+        ('{issuer: a, jwks: \'{"keys": [{"kty": "EC", "d": "x"}]}\'}', "private"),
         ("{issuer: a, jwksUri: 'http://a/b', audience: [b]}", "audience"),
         ("{issuer: a, jwksUri: null}", "null"),
     ],
@@ -249,11 +254,35 @@ async def test_what_an_operator_forbids_and_silence_that_is_not_waited_for() -> 
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"[]", b"{}", b'{"keys": 7}', b'{"keys": [7]}', b"<html>", b"[" * 100_000]
+    "content",
+    [b"", b"[]", b"{}", b'{"keys": 7}', b'{"keys": [7]}', b'{"keys": []}', b"<html>", b"[" * 100_000],
 )
 def test_what_is_no_key_set_is_never_taken_for_one(content: bytes) -> None:
-    with pytest.raises(FetchFailed):
-        key_set_text(content, URI)
+    with pytest.raises(KeySetUnfit):
+        key_set_text(content)
+
+
+def test_private_and_unknown_members_do_not_go_on() -> None:
+    content = {
+        "keys": [{"kty": "EC", "crv": "P-256", "x": "a", "y": "b", "d": "secret", "x5c": ["c"], "kid": "k"}]
+    }
+    found = json.loads(key_set_text(json.dumps(content).encode()))
+    assert found == {"keys": [{"kty": "EC", "crv": "P-256", "x": "a", "y": "b", "kid": "k"}]}
+
+
+def test_a_saved_set_is_one_sources_only_and_damage_counts_as_none(tmp_path: Path) -> None:
+    store = KeySetStore(tmp_path / "sets")
+    text = key_set_text(KEYS.encode())
+    store.write(URI, text)
+    assert store.read(URI) == text
+    assert store.read("https://other/keys") == ""
+    (file,) = (tmp_path / "sets").iterdir()
+    assert file.stat().st_mode & 0o077 == 0
+    for damage in (b"", b"[]", b'{"source": "https://other/keys", "keys": ""}', b"{" * 100, bytes(600_000)):
+        file.write_bytes(damage)
+        assert store.read(URI) == ""
+    store.keep_only([])
+    assert list((tmp_path / "sets").iterdir()) == []
 
 
 def test_pauses_between_tries_grow_to_an_hour() -> None:
@@ -262,7 +291,9 @@ def test_pauses_between_tries_grow_to_an_hour() -> None:
     ]
 
 
-async def test_the_keeper_fetches_discovers_and_keeps_the_last_good(autojump_clock: trio.abc.Clock) -> None:
+async def test_the_keeper_fetches_discovers_and_keeps_the_last_good(
+    autojump_clock: trio.abc.Clock, tmp_path: Path
+) -> None:
     """Time stands still but for the pauses: twenty minutes pass at once."""
     answers = {"/keys": KEYS.encode()}
 
@@ -277,9 +308,15 @@ async def test_the_keeper_fetches_discovers_and_keeps_the_last_good(autojump_clo
 
     mesh = Mesh(waypoint(), authentication("{issuer: 'https://me'}"))
     seen: list[tuple[str, KeySet]] = []
-    keeper = KeySetKeeper(mesh.registry, Scripted(), lambda uri, found: seen.append((uri, found)))  # type: ignore[arg-type]
+
+    def make_keeper() -> KeySetKeeper:
+        def note(uri: str, found: KeySet) -> None:
+            seen.append((uri, found))
+
+        return KeySetKeeper(mesh.registry, Scripted(), note, KeySetStore(tmp_path / "sets"))  # type: ignore[arg-type]
+
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(keeper.run)
+        nursery.start_soon(make_keeper().run)
         await trio.sleep(10)
         assert seen == [("issuer:https://me", KeySet(json.dumps(json.loads(KEYS), sort_keys=True)))]
         del answers["/keys"]
@@ -288,5 +325,13 @@ async def test_the_keeper_fetches_discovers_and_keeps_the_last_good(autojump_clo
         assert seen[-1][1].problem == "https://me/keys: gone"
         answers["/keys"] = b'{"keys": []}'
         await trio.sleep(2 * 60 * 60)
-        assert seen[-1][1] == KeySet('{"keys": []}')
+        assert seen[-1][1] == KeySet(seen[0][1].text, "https://me/keys: the key set has no keys")
+        nursery.cancel_scope.cancel()
+
+    del answers["/keys"]
+    seen.clear()
+    async with trio.open_nursery() as nursery:  # the control plane starts again, and the issuer is away
+        nursery.start_soon(make_keeper().run)
+        await trio.sleep(1)
+        assert seen[0] == ("issuer:https://me", KeySet(key_set_text(KEYS.encode())))
         nursery.cancel_scope.cancel()

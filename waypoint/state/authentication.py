@@ -142,10 +142,13 @@ class Authenticator:
         self._header_names = {place.name for place in self._places if place.kind == "header"}
         self._has_cookies = any(place.kind == "cookie" for place in self._places)
         self._parameters = [place for place in self._places if place.kind == "parameter"]
-        # What clients may not say themselves, with or without a token (authz-cases 6).
+        # What clients may not say themselves, with or without a token (authz-cases 6); with hyphens, as
+        # applications behind CGI cannot tell `x_user` from `x-user`.
         self.own_headers = frozenset(
-            {rule.payload_header for rule in self.rules if rule.payload_header}
-            | {header for rule in self.rules for header, _ in rule.claim_headers}
+            name.replace(b"_", b"-")
+            for rule in self.rules
+            for name in (rule.payload_header, *(header for header, _ in rule.claim_headers))
+            if name
         )
         self._remembered: dict[tuple[Place, bytes], Valid] = {}
 

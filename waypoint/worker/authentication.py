@@ -89,7 +89,7 @@ class _TokenCheck:
         is_preflight = _is_preflight(request)
         if authenticator.own_headers:  # tokens are found before: one may stand in such a header
             own = authenticator.own_headers
-            request.headers = [line for line in request.headers if line[0] not in own]
+            request.headers = [line for line in request.headers if line[0].replace(b"_", b"-") not in own]
         if is_preflight or not found:
             return None
         result = authenticator.judge(found, self._wall_clock())
