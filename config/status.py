@@ -186,12 +186,13 @@ def resources_json(plane: ControlPlane, type_url: str, name: str = "") -> Json:
     )
     chosen = [each for each in held.values() if not name or name in (each.name, *each.aliases)]
     return [
-        {"name": each.name, "version": each.version, "resource": _decoded(each)}
+        {"name": each.name, "version": each.version, "resource": decoded(each)}
         for each in sorted(chosen, key=lambda each: each.name)
     ]
 
 
-def _decoded(resource: Resource) -> object:
+def decoded(resource: Resource) -> object:
+    """The message as JSON says it, without private keys."""
     message = _MESSAGES[resource.type_url]()
     message.ParseFromString(resource.payload)
     return _redacted(json_format.MessageToDict(message, preserving_proto_field_name=True))

@@ -6,6 +6,8 @@ import json
 
 import pytest
 
+from config.compile.resource import DESTINATION
+from config.status import decoded
 from proto.mycelia import waypoint_pb2 as pb
 from tests.config.support import Mesh, errors_of, istio, replica, service, warnings_of, waypoint
 from tests.kit.certificates import issue, shared_root
@@ -191,6 +193,9 @@ def test_a_secret_gives_the_client_certificate_and_is_not_shown() -> None:
     found = mesh.destination(WEB).policy.tls
     assert (found.chain_pem, found.key_pem, found.roots_pem) == (chain, key, ROOTS)
     assert key not in repr(mesh.registry.index.objects)
+    shown = json.dumps([decoded(each) for each in mesh.registry.resources[DESTINATION].values()])
+    assert "[redacted]" in shown
+    assert "PRIVATE KEY" not in shown
     mesh.apply(material("Secret", "c", ca_crt=ROOTS))
     assert mesh.destination(WEB).policy.refusal == "Secret shop/c has no tls.crt or no tls.key"
 

@@ -63,11 +63,15 @@ def config_dump(dump: DumpInput) -> str:
 def _message(message: pb.ServiceRoutes | pb.Destination, held: tuple[str, tuple[str, bytes]]) -> Json:
     _, (version, content) = held
     message.ParseFromString(content)
-    return {"resourceVersion": version, **_without_keys(json_format.MessageToDict(message))}
+    return {"resourceVersion": version, **without_keys_of(message)}
+
+
+def without_keys_of(message: pb.ServiceRoutes | pb.Destination) -> Json:
+    """The message without private keys, wherever they are."""
+    return _without_keys(json_format.MessageToDict(message))
 
 
 def _without_keys(value: Json) -> Json:
-    """The same without private keys, wherever they are."""
     return {name: _redacted(name, each) for name, each in value.items()}
 
 

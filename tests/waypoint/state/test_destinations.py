@@ -6,6 +6,7 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 
 from proto.mycelia import waypoint_pb2 as pb
+from waypoint.state.client_tls import ClientTls
 from waypoint.state.destinations import (
     DEFAULT_TRAFFIC_POLICY,
     UNLIMITED,
@@ -159,3 +160,39 @@ def test_what_cannot_be_meant_is_refused(content: bytes, reason: str) -> None:
 
 def test_a_table_is_no_larger_than_is_built_in_time() -> None:
     assert policy(table_size=5_000_011).table_size == policy().table_size == 65537
+
+
+# ---- TLS ----
+
+
+def test_tls_is_read_as_it_is_said() -> None:
+    found = policy(
+        tls=pb.ClientTls(
+            server_name="a.example",
+            names=["b.example"],
+            roots_pem="roots",
+            chain_pem="chain",
+            key_pem="secret-key",
+        )
+    )
+    assert found.tls == ClientTls("a.example", ("b.example",), "roots", False, "chain", "secret-key")
+    assert found.refusal == ""
+    assert "secret-key" not in repr(found)
+
+
+@pytest.mark.parametrize(
+    ("message", "part"),
+    [
+        (pb.ClientTls(server_name="a.example", roots_pem="r"), "without a name to expect"),
+        (pb.ClientTls(names=["a"], chain_pem="c"), "half a client certificate"),
+        (pb.ClientTls(names=["a"], key_pem="k"), "half a client certificate"),
+        (pb.ClientTls(server_name="ä.example", names=["a"]), "cannot be sent"),
+        (pb.ClientTls(server_name="a" * 254, names=["a"]), "cannot be sent"),
+    ],
+)
+def test_tls_that_cannot_be_used_refuses_and_never_leaves_a_version_without_it(
+    message: pb.ClientTls, part: str
+) -> None:
+    found = policy(tls=message)
+    assert found.tls is None
+    assert part in found.refusal

@@ -41,6 +41,7 @@ from waypoint.worker.plan import (
 )
 from waypoint.worker.proxy import Proxy, ProxySettings
 from waypoint.worker.tcp_stream import TcpStream
+from waypoint.worker.tls_dial import TlsDialler
 from waypoint.worker.upstreams import Upstreams, UpstreamSettings
 
 PATIENCE_S = 15.0
@@ -136,7 +137,7 @@ class RunningProxy:
         self.reactor.on_callback_error = self._on_failure
         self.log = Log()
         self._buffer = memoryview(bytearray(256 * 1024))
-        dialler = make_dialler(self.reactor, self._buffer)
+        dialler = TlsDialler(make_dialler(self.reactor, self._buffer), self.reactor)
         self.upstreams = Upstreams(self.reactor, dialler, upstream_settings)
         decider = routes(self.reactor, self.upstreams) if callable(routes) else routes
         self.proxy = Proxy(

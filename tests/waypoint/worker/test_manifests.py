@@ -226,7 +226,7 @@ def test_limits_and_ejections_of_a_rule() -> None:
 
 
 @pytest.mark.parametrize("policy", ["tls: {mode: SIMPLE}", "proxyProtocol: {version: V2}"])
-def test_what_is_not_supported_lets_nothing_through(policy: str) -> None:
+def test_what_is_not_supported_or_cannot_be_secured_lets_nothing_through(policy: str) -> None:
     with apps("v1") as (app,), running(mesh_of({"v1": app.port}, subsets(policy=policy))) as proxy:
         assert proxy.get("/")[0] == 503
         assert app.seen == []
