@@ -244,9 +244,12 @@ def test_a_route_may_depend_on_what_the_provider_says(clears: bool) -> None:
     redirect = waypoint_pb.Redirect(hostname="elsewhere", status=302)
     table = routes(rule("ann", of_ann, redirect=redirect), rule())
     policy = custom(upstream_headers=["x-user"], clears_route=clears)
-    with App() as app, App(reply=says(200, {"x-user": "ann"})) as judge:
-        with asked(app, judge.port, policy, routes=table) as waypoint:
-            assert waypoint.get()[0] == (302 if clears else 200)
+    with (
+        App() as app,
+        App(reply=says(200, {"x-user": "ann"})) as judge,
+        asked(app, judge.port, policy, routes=table) as waypoint,
+    ):
+        assert waypoint.get()[0] == (302 if clears else 200)
 
 
 def test_many_are_asked_about_at_once() -> None:
@@ -339,9 +342,12 @@ def grpc_asked(
     response: envoy.CheckResponse | Callable[[envoy.CheckRequest, Any], envoy.CheckResponse], **fields: Any
 ) -> Iterator[tuple[App, Judge, Asked]]:
     answer = response if callable(response) else lambda request, context: response
-    with App() as app, Judge(answer).running() as judge:
-        with asked(app, judge.port, custom(is_grpc=True, **fields)) as waypoint:
-            yield app, judge, waypoint
+    with (
+        App() as app,
+        Judge(answer).running() as judge,
+        asked(app, judge.port, custom(is_grpc=True, **fields)) as waypoint,
+    ):
+        yield app, judge, waypoint
 
 
 def option(key: str, value: str, **fields: Any) -> envoy.HeaderValueOption:

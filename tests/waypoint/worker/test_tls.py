@@ -33,14 +33,11 @@ from tests.waypoint.worker.kit import (
 )
 from tests.waypoint.worker.test_combinations import curl
 from tests.waypoint.worker.test_hbone import SERVER, WAYPOINT, Mesh
-from transport.reactor import Reactor
 from waypoint.state.circuit import Circuit
 from waypoint.state.client_tls import ClientTls
 from waypoint.state.destinations import ConnectionPool
 from waypoint.state.hosts import Application, Endpoint
-from waypoint.worker.dial import Dialler, TcpDialler
 from waypoint.worker.plan import Declared
-from waypoint.worker.tls_dial import TlsDialler
 
 NAME = "app.example"
 GET = b"GET /x HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
@@ -56,13 +53,9 @@ def trusting(authority: TestAuthority | None = None, **fields: object) -> Client
     return ClientTls(**{**values, **fields})  # type: ignore[arg-type]
 
 
-def dialler(reactor: Reactor, buffer: memoryview) -> Dialler:
-    return TlsDialler(TcpDialler(reactor, buffer), reactor)
-
-
 @contextlib.contextmanager
 def proxy_to(endpoint: Endpoint) -> Iterator[RunningProxy]:
-    with RunningProxy(Routes(tcp=endpoint).to(b"/", endpoint), make_dialler=dialler) as proxy:
+    with RunningProxy(Routes(tcp=endpoint).to(b"/", endpoint)) as proxy:
         yield proxy
 
 
@@ -403,11 +396,6 @@ def test_a_relayed_connection_that_cannot_be_secured_is_reset(tmp_path: Path) ->
 _WHO = [b"app.example TLSv1.%d http/1.1 HTTP/1.1" % version for version in (2, 3)]  # as nginx was built
 
 
-class _SecureMesh(Mesh):
-    def _dialler(self, reactor: Reactor, buffer: memoryview) -> Dialler:
-        return TlsDialler(super()._dialler(reactor, buffer), reactor)
-
-
 @pytest.fixture(name="secure_nginx")
 def _secure_nginx(tmp_path: Path) -> Iterator[int]:
     chain, key = issue(shared_root(), None, dns_names=[NAME])
@@ -434,7 +422,7 @@ def test_tls_goes_through_the_tunnel(secure_nginx: int) -> None:
             hbone_address=("127.0.0.1", destination.port),
             tls=trusting(),
         )
-        waypoint = _SecureMesh(WAYPOINT, Routes(tcp=endpoint).to(b"/", endpoint), Declared.DETECT)
+        waypoint = Mesh(WAYPOINT, Routes(tcp=endpoint).to(b"/", endpoint), Declared.DETECT)
         stack.enter_context(waypoint.running())
         port = waypoint.proxy.port
         assert curl(port, "/who", "--http1.1") in _WHO
