@@ -11,7 +11,7 @@ import json
 from collections import Counter
 from concurrent import futures
 
-import grpc  # type: ignore[import-untyped]
+import grpc
 
 PORT = 50051
 METHOD = "/demo.Greeter/Greet"

@@ -9,7 +9,7 @@ from concurrent import futures
 from contextlib import contextmanager
 from pathlib import Path
 
-import grpc  # type: ignore[import-untyped]
+import grpc
 import pytest
 import trio
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from concurrent import futures
 from pathlib import Path
 
-import grpc  # type: ignore[import-untyped]
+import grpc
 import pytest
 
 from dataplane.state.model import ADDRESS_TYPE

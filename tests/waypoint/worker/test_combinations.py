@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from concurrent import futures
 from pathlib import Path
 
-import grpc  # type: ignore[import-untyped]
+import grpc
 import pytest
 
 from tests.waypoint.worker.kit import (

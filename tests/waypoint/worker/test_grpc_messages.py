@@ -7,7 +7,7 @@ import queue
 from collections.abc import Iterator
 from concurrent import futures
 
-import grpc  # type: ignore[import-untyped]
+import grpc
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
-import grpc  # type: ignore[import-untyped]
+import grpc
 import pytest
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from OpenSSL import SSL
