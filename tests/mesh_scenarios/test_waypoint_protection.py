@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from mesh.lab.network import Workload
-from tests.kit.mesh import Mesh, Waypoint
+from tests.kit.mesh import Mesh, Waypoint, service_document
 from tests.kit.shop import ask
 from tests.mesh_scenarios.test_waypoint import Shop
 from tests.mesh_scenarios.test_waypoint_routing import applied, passes
@@ -134,3 +134,82 @@ def test_a_token_is_required_and_its_claims_decide(
         told = get(good, **{"x-user": "root"}).told
         assert told["headers"]["x-user"] == "me"
         assert "authorization" not in told["headers"]
+
+
+JUDGE_PORT = 9000
+MESH_CONFIG = f"""
+extensionProviders:
+- name: judge
+  envoyExtAuthzHttp:
+    service: judge.default.svc.cluster.local
+    port: {JUDGE_PORT}
+    timeout: 5s
+    includeRequestHeadersInCheck: [x-team]
+    headersToUpstreamOnAllow: [x-who]
+"""
+
+
+class Judge(BaseHTTPRequestHandler):
+    """Lets the staff pass and says who asked; each question has a connection of its own."""
+
+    peers: list[str]
+
+    def do_GET(self) -> None:
+        self.peers.append(self.client_address[0])
+        is_staff = self.headers.get("x-team") == "staff"
+        content = b"" if is_staff else b"not of the staff"
+        self.send_response(200 if is_staff else 403)
+        self.send_header("x-who", "somebody of the staff")
+        self.send_header("content-length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *_: object) -> None: ...
+
+
+def test_a_provider_outside_is_asked_through_a_tunnel_and_its_silence_refuses(
+    mesh: Mesh, client: Workload, gate: Waypoint, shop: Shop
+) -> None:
+    judge = mesh.add("judge", "beta")
+    Judge.peers = []
+    with mesh.lab.entered(judge):
+        server = ThreadingHTTPServer(("", JUDGE_PORT), Judge)
+    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+    service = service_document("judge", ("10.78.0.90",), {JUDGE_PORT: JUDGE_PORT}, {"app": judge.name})
+    service["spec"]["ports"][0]["name"] = "http"
+    documents = {
+        "judge": service,
+        "mesh-config": {
+            "apiVersion": "v1",
+            "kind": "ConfigMap",
+            "metadata": {"name": "istio", "namespace": "istio-system"},
+            "data": {"mesh": MESH_CONFIG},
+        },
+        "ask": security(
+            "AuthorizationPolicy",
+            "ask",
+            action="CUSTOM",
+            provider={"name": "judge"},
+            rules=[{"to": [{"operation": {"paths": ["/inner*"]}}]}],
+        ),
+    }
+    with applied(mesh, **documents):
+        mesh.wait("the question", lambda: shop.ask(client, "/inner").text == "not of the staff")
+        answer = shop.ask(client, "/inner", **{"x-team": "staff", "x-who": "root"})
+        assert answer.status == 200
+        assert answer.told["headers"]["x-who"] == "somebody of the staff"
+        assert shop.ask(client, "/").status == 200
+        assert set(Judge.peers) == {gate.workload.ipv4}
+        tunnel = mesh.wait_access_log("beta", dst_workload=judge.name, direction="inbound")
+        assert tunnel["src.identity"].endswith(f"/sa/{gate.name}")
+
+        server.shutdown()
+        server.server_close()
+        mesh.wait("the refusal", lambda: shop.ask(client, "/inner", **{"x-team": "staff"}).status == 403)
+        assert shop.ask(client, "/").status == 200
+
+        def are_told() -> bool:
+            details = {each["response_code_details"] for each in records(gate)}
+            return {"ext_authz_denied", "ext_authz_error"} <= details
+
+        mesh.wait("the records", are_told)
