@@ -225,7 +225,8 @@ class ObjectIndex:
         return min(found, key=lambda peer: peer.meta.age_key, default=None)
 
     def owner_of(self, name: str) -> Ref | None:
-        """Who has a service name: a Service before any ServiceEntry, then the oldest."""
+        """Who has a service name: a Service before any ServiceEntry, that before a waypoint's own; then
+        the oldest."""
         return min(self.claims.get(name, ()), key=self._claim_key, default=None)
 
     def canonical_entry(self, hostname: str) -> Ref | None:
@@ -236,8 +237,9 @@ class ObjectIndex:
         """Whether a Kubernetes Service has the address; an entry on it is second to that Service."""
         return any(ref.kind == Kind.SERVICE.value for ref in self._services_at.get(address, ()))
 
-    def _claim_key(self, ref: Ref) -> tuple[bool, object]:
-        return ref.kind != Kind.SERVICE.value, self.objects[ref].meta.age_key
+    def _claim_key(self, ref: Ref) -> tuple[bool, bool, object, Ref]:
+        age = self.objects[ref].meta.age_key
+        return ref.kind != Kind.SERVICE.value, ref.kind == WAYPOINT_SERVICE, age, ref
 
     def hosts_of(self, service: MeshObject | None) -> tuple[str, ...]:
         """The hostnames that the data plane is told of."""

@@ -321,7 +321,9 @@ class Registry:
         if isinstance(policy, AuthorizationPolicy):
             compiled = compile_policy(policy, self._settings)
             return [compiled.resource] if compiled.resource is not None else [], compiled.notes
-        if not isinstance(policy, PeerAuthentication) or not policy.selector:
+        if not isinstance(policy, PeerAuthentication):
+            return [], ()  # of workloads, and counted there: RateLimitPolicy by selector or namespace
+        if not policy.selector:
             return [], self._shadowed_peer(policy)
         if ref.namespace == self._settings.root_namespace:
             text = "a selector has no effect in the root namespace; the object applies to nothing"
@@ -369,9 +371,7 @@ class Registry:
             notes.append(Note(ref, Reason.PROVIDER_NOT_FOUND, text))
         return found.message
 
-    def _shadowed_peer(self, peer: MeshObject | None) -> tuple[Note, ...]:
-        if peer is None:
-            return ()
+    def _shadowed_peer(self, peer: PeerAuthentication) -> tuple[Note, ...]:
         oldest = self.index.general_peer(peer.meta.namespace)
         if oldest is None or oldest is peer:
             return ()

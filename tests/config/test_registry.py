@@ -642,3 +642,22 @@ def test_versions_are_the_same_in_every_process() -> None:
     held: Mapping[str, Resource] = mesh.registry.resources[ADDRESS]
     (resource,) = held.values()
     assert resource.version == "19e8de6808b2bbad"
+
+
+def test_a_limit_of_connections_is_not_taken_for_a_peer_authentication() -> None:
+    peer = PeerAuthentication(Meta(Ref("PeerAuthentication", "shop", "strict")), mode=MtlsMode.STRICT)
+    limit = RateLimitPolicy(Meta(Ref("RateLimitPolicy", "shop", "calm")))
+    registry = Registry(SETTINGS)
+    registry.apply({each.meta.ref: each for each in (peer, limit)})
+    assert not [note for note in review(registry) if note.ref == limit.meta.ref]
+
+
+def test_an_entry_has_its_host_before_a_waypoint_of_that_name() -> None:
+    entry = ServiceEntry(
+        Meta(Ref("ServiceEntry", "shop", "a")), ("a.shop.svc.cluster.local",), Resolution.NONE
+    )
+    gateway = Gateway(Meta(Ref("Gateway", "shop", "a")), "istio-waypoint")
+    space = Namespace(Meta(Ref("Namespace", "", "shop")))
+    registry = Registry(SETTINGS)
+    registry.apply({each.meta.ref: each for each in (space, entry, gateway)})
+    assert list(registry.resources[ADDRESS]) == ["shop/a.shop.svc.cluster.local"]
