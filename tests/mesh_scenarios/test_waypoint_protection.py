@@ -177,7 +177,7 @@ def test_a_provider_outside_is_asked_through_a_tunnel_and_its_silence_refuses(
     threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
     service = service_document("judge", ("10.78.0.90",), {JUDGE_PORT: JUDGE_PORT}, {"app": judge.name})
     service["spec"]["ports"][0]["name"] = "http"
-    documents = {
+    documents: dict[str, Document] = {
         "judge": service,
         "mesh-config": {
             "apiVersion": "v1",
