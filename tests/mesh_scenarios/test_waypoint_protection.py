@@ -175,7 +175,8 @@ def test_a_provider_outside_is_asked_through_a_tunnel_and_its_silence_refuses(
     with mesh.lab.entered(judge):
         server = ThreadingHTTPServer(("", JUDGE_PORT), Judge)
     threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
-    service = service_document("judge", ("10.78.0.90",), {JUDGE_PORT: JUDGE_PORT}, {"app": judge.name})
+    vip, ports = ("10.78.0.90",), {JUDGE_PORT: JUDGE_PORT}
+    service = dict(service_document("judge", vip, ports, {"app": judge.name}))
     service["spec"]["ports"][0]["name"] = "http"
     documents: dict[str, Document] = {
         "judge": service,
