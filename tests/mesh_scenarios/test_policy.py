@@ -41,21 +41,30 @@ def on_port(port: int) -> Document:
 
 def reaches(mesh: Mesh, client: Workload, server: Workload, port: int = 8080) -> bool:
     """True when a byte goes there and back."""
-    with mesh.listen(server, port) as listener, mesh.connect(client, (server.ipv4, port)) as near:
-        listener.settimeout(5)
-        near.sendall(b"q")
+    with mesh.listen(server, port) as listener:
         try:
-            if near.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
-                return False
-            far = accept_or_closed(listener, near)
-        except ConnectionError:
+            near = mesh.connect(client, (server.ipv4, port))
+        except ConnectionError:  # a reset may come before the connect is seen to succeed
             return False
-        if far is None:
+        with near:
+            return _is_answered(listener, near)
+
+
+def _is_answered(listener: socket.socket, near: socket.socket) -> bool:
+    listener.settimeout(5)
+    try:
+        near.sendall(b"q")
+        if near.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
             return False
-        with far:
-            assert far.recv(1) == b"q"
-            far.sendall(b"a")
-            return near.recv(1) == b"a"
+        far = accept_or_closed(listener, near)
+    except ConnectionError:
+        return False
+    if far is None:
+        return False
+    with far:
+        assert far.recv(1) == b"q"
+        far.sendall(b"a")
+        return near.recv(1) == b"a"
 
 
 def accept_or_closed(listener: socket.socket, near: socket.socket) -> socket.socket | None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -104,6 +104,21 @@ def attack(sock: socket.socket, pieces: Iterator[bytes]) -> bytes:
     raise AssertionError(f"{sent} bytes were accepted")
 
 
+def told_code(port: int, pieces: Callable[[], Iterator[bytes]]) -> int:
+    """The GOAWAY's code that an attacker over plain TCP gets.
+
+    A kernel throws away what was not read when a reset follows, so who sends much more than is read may miss
+    it: one of a few attackers must not.
+    """
+    for _ in range(5):
+        with connect(port) as sock:
+            sock.sendall(OPENING)
+            said = attack(sock, pieces())
+        with contextlib.suppress(AssertionError):
+            return goaway_in(said)
+    raise AssertionError("no attacker was told")
+
+
 def goaway_in(said: bytes) -> int:
     """The code of the GOAWAY in what was said; read by hand, since no codec would follow such a talk."""
     position = 0
@@ -119,9 +134,9 @@ def goaway_in(said: bytes) -> int:
 def test_a_client_that_floods_its_http2_connection_is_told_to_calm_down(
     proxy: RunningProxy, name: str
 ) -> None:
-    with neighbours(proxy.port), bounded_memory(BOUND), connect(proxy.port) as sock:
-        sock.sendall(OPENING)
-        assert goaway_in(attack(sock, FLOODS[name](request_block(b"POST")))) == ErrorCode.ENHANCE_YOUR_CALM
+    with neighbours(proxy.port), bounded_memory(BOUND):
+        code = told_code(proxy.port, lambda: FLOODS[name](request_block(b"POST")))
+        assert code == ErrorCode.ENHANCE_YOUR_CALM
 
 
 @pytest.fixture
