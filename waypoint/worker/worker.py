@@ -34,7 +34,7 @@ from waypoint.worker.checks import CheckSource
 from waypoint.worker.custom_authorization import Asking, CustomAuthorization
 from waypoint.worker.decider import RoutingDecider
 from waypoint.worker.describe import describe_state
-from waypoint.worker.dial import MeshDialler, TcpDialler, TunnelOrigin
+from waypoint.worker.dial import Dialler, MeshDialler, TcpDialler, TunnelOrigin
 from waypoint.worker.filters.source import Filters
 from waypoint.worker.ingress import HboneIngress
 from waypoint.worker.memory import MemoryWatch
@@ -106,24 +106,7 @@ class Worker(DataWorker[WorkerSettings]):
         self._upstreams = Upstreams(reactor, dialler, UpstreamSettings(codec=settings.http_codec))
         self._policy_counts = PolicyCounts()
         self._filters = Filters(self._state, reactor, self._log)
-        self._check_sources: tuple[CheckSource, ...] = (
-            CustomAuthorization(
-                self._state,
-                self._log,
-                self._policy_counts,
-                Asking(self._upstreams, str(self._identity)),
-            ),
-            Authentication(self._state, time.time),
-            Authorization(self._state, self._log, self._policy_counts),
-            RateLimits(
-                self._state,
-                lambda: reactor.now,
-                self._policy_counts,
-                workers=max(settings.workers, 1),
-                redis=self._redis(settings, resolver),
-            ),
-            self._filters,
-        )
+        self._check_sources = self._make_checks(settings, resolver)
         self._decider = RoutingDecider(
             self._state,
             reactor,
@@ -140,17 +123,7 @@ class Worker(DataWorker[WorkerSettings]):
             is_on=settings.is_access_log_on,
         )
         self._telemetry = Telemetry(self._state, self._records, reactor)
-        self._proxy = Proxy(
-            reactor,
-            self._decider,
-            dialler,
-            self._upstreams,
-            settings=ProxySettings(
-                idle_s=settings.client_idle_s, codec=settings.http_codec, limits=settings.limits()
-            ),
-            observer=self._telemetry,
-            tracer=RequestTracer(self._state, random.random, random.getrandbits),
-        )
+        self._proxy = self._make_proxy(settings, dialler)
         self._memory = MemoryWatch(settings.max_resident_bytes, lambda: reactor.now)
         self._refusals = Refusals(self._log)
         self._ingress = HboneIngress(
@@ -161,6 +134,35 @@ class Worker(DataWorker[WorkerSettings]):
             settings=settings.hbone(),
             observer=self._refusals,
             may_take_on=lambda: not self._memory.is_short,
+        )
+
+    def _make_checks(self, settings: WorkerSettings, resolver: Resolver) -> tuple[CheckSource, ...]:
+        state, log, counts = self._state, self._log, self._policy_counts
+        return (
+            CustomAuthorization(state, log, counts, Asking(self._upstreams, str(self._identity))),
+            Authentication(state, time.time),
+            Authorization(state, log, counts),
+            RateLimits(
+                state,
+                lambda: self._reactor.now,
+                counts,
+                workers=max(settings.workers, 1),
+                redis=self._redis(settings, resolver),
+            ),
+            self._filters,
+        )
+
+    def _make_proxy(self, settings: WorkerSettings, dialler: Dialler) -> Proxy:
+        return Proxy(
+            self._reactor,
+            self._decider,
+            dialler,
+            self._upstreams,
+            settings=ProxySettings(
+                idle_s=settings.client_idle_s, codec=settings.http_codec, limits=settings.limits()
+            ),
+            observer=self._telemetry,
+            tracer=RequestTracer(self._state, random.random, random.getrandbits),
         )
 
     def _redis(self, settings: WorkerSettings, resolver: Resolver) -> RedisClient | None:
