@@ -336,6 +336,19 @@ def read_all(sock: socket.socket) -> bytes:
     return bytes(received)
 
 
+def is_refused(port: int, data: bytes = b"") -> bool:
+    """Connect, send, and wait for the end that must come: whether as a reset.
+
+    A reset may be there before `connect` has returned, which then raises it.
+    """
+    try:
+        with socket.create_connection(("127.0.0.1", port), PATIENCE_S) as sock:
+            sock.sendall(data)
+            return not is_ended(sock)
+    except (ConnectionResetError, BrokenPipeError):
+        return True
+
+
 def is_ended(sock: socket.socket) -> bool:
     """Wait for the end of a connection: whether it came as an orderly end (else as a reset)."""
     try:

@@ -31,6 +31,7 @@ from tests.ztunnel.worker.kit import (
     free_ports,
     identity,
     is_ended,
+    is_refused,
     read_all,
     running_pair,
     running_worker,
@@ -459,9 +460,7 @@ def test_plaintext_to_a_workload_is_authorised_and_carried() -> None:
         open_one.close()
         far.close()
         assert control.wait_for_flow().error.startswith("connection closed due to policy change")
-        refused = socket.create_connection(("127.0.0.1", port), PATIENCE_S)
-        is_ended(refused)
-        refused.close()
+        is_refused(port)
         assert control.wait_for_flow().policy == "default/strict"
     app.close()
 
@@ -573,8 +572,7 @@ def test_unknown_settings_are_refused_with_a_message() -> None:
 def test_too_many_connections_are_refused_cleanly() -> None:
     with running_pair(replace(BASE, max_connections=5)) as pair:
         opened = [pair.open() for _ in range(5)]
-        with pair.connect() as surplus:
-            is_ended(surplus)
+        is_refused(pair.outbound_port)
         pair.client.wait_for_log("connections_refused")
         for near, far in opened:
             near.sendall(b"x")
