@@ -7,7 +7,7 @@ from typing import Final
 
 _MAX_AUTHORITY: Final = 255  # longer ones have crashed proxies (CVE-2024-32475), and no name is that long
 _AUTHORITY: Final = re.compile(
-    rb"(?:([0-9A-Za-z_~-]++(?:\.[0-9A-Za-z_~-]++)*+)(\.?)|\[[0-9A-Fa-f:.]{2,45}\])(:[0-9]{1,5})?"
+    rb"(?:([0-9A-Za-z_~-]++(?:\.[0-9A-Za-z_~-]++)*)(\.?)|\[[0-9A-Fa-f:.]{2,45}\])(:[0-9]{1,5})?"
 ).fullmatch
 _MAX_KNOWN: Final = 1024
 _known: dict[bytes, bytes | None] = {}
