@@ -100,10 +100,13 @@ def _run(words: list[str]) -> int:
         server_names=tuple(given.server_name),
         mesh=_mesh_settings(given),
     )
+    failure: BaseException | None = None
     try:
         trio.run(run, settings)
     except* MeshError as group:
-        raise _first(group) from None
+        failure = _first(group)  # what is raised here would be wrapped in a group again
+    if failure is not None:
+        raise failure
     return 0
 
 

@@ -132,7 +132,10 @@ class ControlPlane:
         return self.source.problems()
 
     def notes(self) -> list[Note]:
-        return review(self.registry)
+        return sorted(
+            [*review(self.registry), *self.nodes.registrations.notes()],
+            key=lambda note: (note.ref, note.reason.value, note.text),
+        )
 
     def conditions(self) -> list[Condition]:
         return conditions(self.registry)
@@ -149,6 +152,7 @@ class ControlPlane:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._keep_addresses)
             nursery.start_soon(self.nodes.keep_saved)
+            nursery.start_soon(self.nodes.keep_leases)
             nursery.start_soon(self.key_sets.run)
             await nursery.start(self.source.run, self._take)
             task_status.started()

@@ -43,5 +43,6 @@ SERVICE_NAME: Final = "kubernetes.io/service-name"
 # Ours, for plain Linux nodes.
 NODE: Final = "mycelia.io/node"
 ADDRESSES: Final = "mycelia.io/addresses"
+REGISTERED_BY: Final = "mycelia.io/registered-by"  # an annotation: the node that registered it
 RUN_WAYPOINT: Final = "mycelia.io/run-waypoint"
 WAYPOINT_REQUIRED: Final = "mycelia.io/waypoint-required"

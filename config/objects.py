@@ -36,6 +36,7 @@ class Kind(enum.Enum):
     RATE_LIMIT_POLICY = "RateLimitPolicy"
     ENVOY_FILTER = "EnvoyFilter"  # read as a RateLimitPolicy
     FILTER_POLICY = "FilterPolicy"
+    REGISTRATION_POLICY = "RegistrationPolicy"
     TELEMETRY = "Telemetry"
     GATEWAY = "Gateway"
     GATEWAY_CLASS = "GatewayClass"
@@ -391,6 +392,19 @@ class FilterPolicy:
 
 
 @dataclass(frozen=True, slots=True)
+class RegistrationPolicy:
+    """What nodes may register in its namespace. `nodes`, `accounts` and values of labels: a name, `prefix*`
+    or `*`; `networks`: CIDR blocks that hold all addresses. Labels that are not listed are not allowed.
+    """
+
+    meta: Meta
+    nodes: tuple[str, ...]
+    accounts: tuple[str, ...]
+    networks: tuple[str, ...]
+    labels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class LoggingStep:
     """One entry of accessLogging; `filter` is an expression, empty for none."""
 
@@ -638,6 +652,7 @@ MeshObject = (
     | RequestAuthentication
     | RateLimitPolicy
     | FilterPolicy
+    | RegistrationPolicy
     | Telemetry
     | Gateway
     | GatewayClass

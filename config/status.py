@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Final
 
+import trio
 from google.protobuf import json_format
 from google.protobuf.message import Message
 
@@ -16,6 +17,7 @@ from config.compile.resource import ADDRESS, AUTHORIZATION, DESTINATION, SERVICE
 from config.control_plane import ControlPlane
 from config.findings import Problem, Severity
 from config.kinds.gateway import WAYPOINT_CLASS
+from config.nodes.registrations import State
 from config.notes import Condition, Note
 from config.objects import Gateway, Ref
 from config.registry.waypoints import traffic_type
@@ -49,9 +51,15 @@ def objects_json(plane: ControlPlane) -> Json:
     conditions: dict[Ref, list[Condition]] = {}
     for condition in plane.conditions():
         conditions.setdefault(condition.ref, []).append(condition)
-    refs = {*plane.sourced, *problems, *notes}
+    registered = {
+        claim.ref: claim.node
+        for claim in plane.nodes.registrations.claims()
+        if claim.verdict.state is State.REGISTERED
+    }
+    refs = {*plane.sourced, *problems, *notes, *registered}
     return [
         _object(plane, ref, problems.get(ref, []), notes.get(ref, []))
+        | ({"state": "registered", "registered_by": registered[ref]} if ref in registered else {})
         | {
             "conditions": [
                 *(_condition(each) for each in conditions.get(ref, ())),
@@ -150,6 +158,7 @@ def _watch(watch: Watch) -> Json:
 def nodes_json(plane: ControlPlane) -> Json:
     attending = {each.node: each for each in plane.nodes.attending.values()}
     book = plane.nodes.book
+    registered = {(each["node"], each["uid"]): each for each in _registrations(plane)}
     nodes: list[object] = []
     for node in sorted({*book.nodes(), *attending}):
         attendance = attending.get(node)
@@ -164,6 +173,7 @@ def nodes_json(plane: ControlPlane) -> Json:
                 "is_to_be_captured": decision.capture,
                 "reason": decision.reason,
                 "problems": [*decision.problems, *([attached.problem] if attached.problem else [])],
+                "registration": registered.get((node, attached.uid)),
             }
             for attached, decision in book.decisions(node, plane.registry)
         ]
@@ -177,6 +187,40 @@ def nodes_json(plane: ControlPlane) -> Json:
             }
         )
     return {"nodes": nodes, "save_problem": plane.nodes.save_problem}
+
+
+def registrations_json(plane: ControlPlane) -> Json:
+    """Every workload that a node registers, with its state, its health and the age of its lease."""
+    return list[object](_registrations(plane))
+
+
+def _registrations(plane: ControlPlane) -> list[dict[str, object]]:
+    registrations, now = plane.nodes.registrations, trio.current_time()
+    index, places = plane.registry.index, plane.registry.places
+    found: list[dict[str, object]] = []
+    for claim in registrations.claims():
+        source = next((each for each in index.sources_at(*claim.place) if each.owner == claim.ref), None)
+        is_expired = registrations.is_expired(claim.node)
+        shown = {
+            "namespace": claim.ref.namespace,
+            "name": claim.ref.name,
+            "node": claim.node,
+            "uid": claim.attached.uid,
+            "service_account": claim.attached.service_account,
+            "addresses": list(claim.addresses),
+            "labels": dict(claim.registration.labels),
+            "state": claim.verdict.state.name.lower(),
+            "problem": claim.verdict.problem,
+            "health": "lease expired" if is_expired else claim.registration.unhealthy or "healthy",
+            "lease_age_s": round(registrations.lease_age_s(claim.node, now), 1),
+            "lease_s": registrations.lease_s,
+        }
+        if claim.verdict.state is State.REGISTERED and source is not None:
+            place = places.locality(source)
+            shown["network"] = places.network(source)
+            shown["locality"] = "/".join(part for part in (place.region, place.zone, place.subzone) if part)
+        found.append(shown)
+    return found
 
 
 def resources_json(plane: ControlPlane, type_url: str, name: str = "") -> Json:
@@ -332,6 +376,7 @@ def status_routes(plane: ControlPlane) -> dict[tuple[str, str], Handler]:
         ("GET", "/problems"): page(lambda _: problems_json(plane)),
         ("GET", "/clients"): page(lambda _: clients_json(plane)),
         ("GET", "/nodes"): page(lambda _: nodes_json(plane)),
+        ("GET", "/registrations"): page(lambda _: registrations_json(plane)),
         ("GET", "/waypoints"): page(lambda _: waypoints_json(plane)),
         ("GET", "/addresses"): page(
             lambda request: resources_json(plane, ADDRESS, request.query.get("name", ""))

@@ -30,6 +30,7 @@ from config.kinds.mesh_config import ConfigMap
 from config.kinds.peer_authentication import PeerAuthentication
 from config.kinds.pod import Pod
 from config.kinds.rate_limit_policy import RateLimitPolicy
+from config.kinds.registration_policy import RegistrationPolicy
 from config.kinds.request_authentication import RequestAuthentication
 from config.kinds.schema import DEFAULT_NAMESPACE, Manifest
 from config.kinds.service import Service
@@ -58,6 +59,7 @@ ReadManifest = (
     | RateLimitPolicy
     | EnvoyFilter
     | FilterPolicy
+    | RegistrationPolicy
     | Telemetry
     | Gateway
     | GatewayClass
@@ -110,6 +112,7 @@ _CATALOGUE: Final[Mapping[str, _Entry]] = {
         _Entry(RateLimitPolicy, "mycelia.io", ("v1alpha1",)),
         _Entry(EnvoyFilter, "networking.istio.io", ("v1alpha3",)),
         _Entry(FilterPolicy, "mycelia.io", ("v1alpha1",)),
+        _Entry(RegistrationPolicy, "mycelia.io", ("v1alpha1",)),
         _Entry(Gateway, _GATEWAY, ("v1", "v1beta1", "v1alpha2", "v1alpha3")),
         _Entry(GatewayClass, _GATEWAY, ("v1", "v1beta1", "v1alpha2")),
         _Entry(HTTPRoute, _GATEWAY, ("v1", "v1beta1", "v1alpha2")),

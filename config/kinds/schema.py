@@ -131,6 +131,14 @@ def _labels(labels: dict[str, str]) -> dict[str, str]:
     return labels
 
 
+def are_labels(labels: Mapping[str, str]) -> bool:
+    try:
+        _labels(dict(labels))
+    except PydanticCustomError:
+        return False
+    return True
+
+
 def _selector(labels: dict[str, str]) -> dict[str, str]:
     for key, value in labels.items():
         if not key:

@@ -14,16 +14,17 @@ from dataclasses import asdict
 from typing import Final
 
 from config.errors import ReportRejected, StateDamaged
-from config.kinds.schema import is_dns_label, is_dns_name, parse_ip
+from config.kinds.schema import are_labels, is_dns_label, is_dns_name, parse_ip
 from config.nodes.waypoints import RunningWaypoint
 from config.nodes.waypoints import orders as waypoint_orders
-from config.registry.capture import Attached, Decision, decide
+from config.registry.capture import Attached, Decision, Registration, decide
 from config.registry.registry import Registry
 from proto.mycelia import node_pb2 as pb
 
 MAX_WORKLOADS: Final = 5_000
 MAX_TEXT: Final = 512
 MAX_ADDRESSES: Final = 64
+MAX_LABELS: Final = 64
 
 
 class NodeBook:
@@ -40,12 +41,23 @@ class NodeBook:
     def waypoints(self, node: str) -> tuple[RunningWaypoint, ...]:
         return self._waypoints.get(node, ())
 
+    def says(self, node: str, workloads: Iterable[Attached], waypoints: Iterable[RunningWaypoint]) -> bool:
+        """Whether the node's last word was the same."""
+        held = self._attached.get(node)
+        return held == {each.uid: each for each in workloads} and self.waypoints(node) == tuple(waypoints)
+
     def report(
         self, node: str, workloads: Iterable[Attached], waypoints: Iterable[RunningWaypoint] = ()
     ) -> None:
         """Takes the whole of what a node says."""
         self._attached[node] = {each.uid: each for each in workloads}
         self._waypoints[node] = tuple(waypoints)
+
+    def forget_registered(self, nodes: Iterable[str]) -> None:
+        """Takes back what nodes said of workloads that they registered."""
+        for node in nodes:
+            kept = self._attached.get(node, {})
+            self._attached[node] = {uid: each for uid, each in kept.items() if each.registration is None}
 
     def captured(self, node: str) -> set[tuple[str, str]]:
         """(namespace, name) of what the node has captured."""
@@ -77,6 +89,7 @@ class NodeBook:
                         "addresses": list(each.addresses),
                         "is_captured": each.is_captured,
                         "problem": each.problem,
+                        "registration": _snapshot_registration(each.registration),
                     }
                     for each in workloads.values()
                 ]
@@ -114,7 +127,24 @@ def _restored(data: Mapping[str, object]) -> Attached:
     assert isinstance(captured, bool)
     texts = [data[key] for key in ("uid", "namespace", "name", "service_account", "problem")]
     uid, namespace, name, account, problem = (text for text in texts if isinstance(text, str))
-    return Attached(uid, namespace, name, account, tuple(str(each) for each in addresses), captured, problem)
+    said = data.get("registration")
+    registration = _restored_registration(said) if isinstance(said, dict) else None
+    found = tuple(str(each) for each in addresses)
+    return Attached(uid, namespace, name, account, found, captured, problem, registration)
+
+
+def _snapshot_registration(registration: Registration | None) -> object:
+    return asdict(registration) if registration is not None else None
+
+
+def _restored_registration(data: Mapping[str, object]) -> Registration:
+    labels, addresses, network, unhealthy = (
+        data[key] for key in ("labels", "addresses", "network", "unhealthy")
+    )
+    assert isinstance(labels, dict)
+    assert isinstance(addresses, list)
+    found = {str(key): str(value) for key, value in labels.items()}
+    return Registration(found, tuple(str(each) for each in addresses), str(network), str(unhealthy))
 
 
 def _restored_waypoint(data: Mapping[str, object]) -> RunningWaypoint:
@@ -155,4 +185,20 @@ def _read_workload(workload: pb.AttachedWorkload) -> Attached:
         tuple(address for text in workload.addresses if (address := parse_ip(text)) is not None),
         workload.is_captured,
         workload.problem[:MAX_TEXT],
+        _read_registration(workload) if workload.HasField("registration") else None,
     )
+
+
+def _read_registration(workload: pb.AttachedWorkload) -> Registration:
+    said = workload.registration
+    labels, name = dict(said.labels), f"the registration of workload {workload.uid}"
+    if len(labels) > MAX_LABELS or not are_labels(labels):
+        raise ReportRejected(f"{name}: labels are no labels, or more than {MAX_LABELS}")
+    if len(said.addresses) > MAX_ADDRESSES:
+        raise ReportRejected(f"{name} has more than {MAX_ADDRESSES} addresses")
+    addresses = tuple(dict.fromkeys(parse_ip(text) or "" for text in said.addresses))
+    if "" in addresses:
+        raise ReportRejected(f"{name}: an address is none")
+    if said.network and not is_dns_name(said.network.lower()):
+        raise ReportRejected(f"{name}: network {said.network[:100]!r} is no name")
+    return Registration(labels, addresses, said.network, said.unhealthy[:MAX_TEXT])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,8 +15,9 @@ from google.protobuf.message import DecodeError
 from config.access import NodeAuthenticator, calling_node, require_node, wall_clock
 from config.calls import cancel_when_draining, next_message, send_message
 from config.compile.resource import Delta
-from config.errors import ReportRejected, StateUnwritable
+from config.errors import ReportRejected, StateDamaged, StateUnwritable
 from config.nodes.book import NodeBook, read_report
+from config.nodes.registrations import LEASE_S, NOTHING, Registrations, State
 from config.nodes.waypoints import read_waypoints, words
 from config.registry.registry import Registry
 from config.state_files import SAVE_RETRY_S, read_json, write_json
@@ -53,6 +55,7 @@ class NodeService:
         on_delta: Callable[[Delta], None],
         *,
         now: Callable[[], dt.datetime] = wall_clock,
+        lease_s: float = LEASE_S,
     ) -> None:
         self._registry = registry
         self._nodes = nodes
@@ -63,6 +66,8 @@ class NodeService:
         self._saved = 0
         self._reports = 0
         self.book = NodeBook()
+        self.registrations = Registrations(registry, lease_s)
+        self._leases_changed = trio.Event()
         self.attending: dict[int, Attendance] = {}
         self.save_problem = ""
         self._save_failed = trio.Event()
@@ -79,12 +84,23 @@ class NodeService:
 
     def restore(self) -> None:
         """Takes up what nodes said before this process started. Raises StateDamaged."""
-        self.book = NodeBook.restore(read_json(self._file))
+        data = read_json(self._file)
+        self.book = NodeBook.restore(data)
+        said = {node: tuple(self.book.attached(node)) for node in self.book.nodes()}
+        leases = data.get("registrations") if isinstance(data, dict) else None
+        try:
+            self.registrations.restore(leases, said, trio.current_time())
+        except (KeyError, TypeError, ValueError) as error:
+            raise StateDamaged(
+                f"the leases in {self._file.name} are not of this program",
+                next_step="restore it, or remove it: nodes report again when they connect",
+            ) from error
         for node in self.book.nodes():
-            self._tell(node)
+            self._tell(node, set())
 
     def registry_changed(self) -> None:
         """Lets agents know if their orders are others now. Never blocks."""
+        self._settle()
         for attendance in self.attending.values():
             attendance.wake.set()
 
@@ -113,27 +129,68 @@ class NodeService:
         except ReportRejected as error:
             raise GrpcError(GrpcStatus.INVALID_ARGUMENT, error.text) from error
         require_node(report.node, attendance.node)
-        before = self.book.captured(attendance.node)
-        self.book.report(attendance.node, workloads, waypoints)
-        self._reports += 1
-        # On disk first: what others were told must outlive this process.
-        await self._save()
-        captured = self.book.captured(attendance.node)
-        self._tell(attendance.node)
+        node = attendance.node
+        before = self.book.captured(node)
+        is_new = not self.book.says(node, workloads, waypoints)
+        self.book.report(node, workloads, waypoints)
+        if is_new:  # else it only renews leases
+            self._reports += 1
+            # On disk first: what others were told must outlive this process.
+            await self._save()
+        captured = self.book.captured(node)
+        self.registrations.report(node, self.book.attached(node), trio.current_time())
+        self._leases_changed.set()
+        self._tell(node, before)
         for place in sorted(captured ^ before):
             event = "workload_captured" if place in captured else "workload_released"
             log.info(event, node=attendance.node, namespace=place[0], name=place[1])
         attendance.is_owed = True
         attendance.wake.set()
 
-    def _tell(self, node: str) -> None:
-        """Takes the node's word into the registry, and what that changes to the data plane."""
-        for delta in (
-            self._registry.set_captured(node, self.book.captured(node)),
-            self._registry.waypoints_said(node, words(self.book.waypoints(node))),
-        ):
-            if delta:
-                self._on_delta(delta)
+    def _tell(self, node: str, before: set[tuple[str, str]]) -> None:
+        """Takes the node's word into the registry, and what that changes to the data plane.
+
+        What was captured `before` counts as captured until its registration is gone, and a new one comes as
+        captured: nobody is told of either as a workload that takes plaintext.
+        """
+        captured = self.book.captured(node)
+        self._publish(self._registry.set_captured(node, captured | before))
+        self._settle()
+        self._publish(self._registry.set_captured(node, captured))
+        self._publish(self._registry.waypoints_said(node, words(self.book.waypoints(node))))
+
+    def _settle(self) -> None:
+        self._publish(self.registrations.settle())
+
+    def _publish(self, delta: Delta) -> None:
+        if delta:
+            self._on_delta(delta)
+
+    async def keep_leases(self) -> None:
+        """Ends the leases of nodes that are silent for too long, until cancelled."""
+        while True:
+            self._leases_changed = trio.Event()
+            deadline = self.registrations.deadline()
+            with trio.move_on_at(deadline if deadline is not None else math.inf):
+                await self._leases_changed.wait()
+                continue
+            await self._end_leases()
+
+    async def _end_leases(self) -> None:
+        now, live = trio.current_time(), self.registrations.live()
+        forgotten = self.registrations.tick(now)
+        expired = live - self.registrations.live()
+        self.book.forget_registered(forgotten)
+        for node in forgotten:
+            self.registrations.report(node, (), now)
+        for event, nodes in (("lease_expired", expired), ("registrations_forgotten", forgotten)):
+            for node in sorted(nodes):
+                log.warning(event, node=node)
+        self._reports += 1
+        await self._save()
+        for node in forgotten:
+            self._tell(node, set())
+        self.registry_changed()
 
     async def keep_saved(self) -> None:
         """Tries again what could not be written, until cancelled."""
@@ -148,7 +205,8 @@ class NodeService:
         async with self._saving:
             if self._saved >= mine:
                 return  # somebody who waited less saved this report along with his
-            covered, snapshot = self._reports, self.book.snapshot()
+            covered = self._reports
+            snapshot = {**self.book.snapshot(), "registrations": self.registrations.snapshot()}
             try:
                 await trio.to_thread.run_sync(write_json, self._file, snapshot)
             except StateUnwritable as error:
@@ -168,8 +226,21 @@ class NodeService:
             attendance.wake = trio.Event()
             if not attendance.is_owed and attendance.sent is None:
                 continue  # no report yet
-            orders = self.book.orders(attendance.node, self._registry)
+            orders = self._orders(attendance.node)
             packed = orders.SerializeToString(deterministic=True)
             if attendance.is_owed or packed != attendance.sent:
                 attendance.is_owed, attendance.sent = False, packed
                 await send_message(stream, packed)
+
+    def _orders(self, node: str) -> pb.NodeOrders:
+        orders = self.book.orders(node, self._registry)
+        for order in orders.orders:
+            verdict = self.registrations.verdict(node, order.uid)
+            if verdict is NOTHING:
+                continue
+            order.registration = pb.RegistrationState.Value(verdict.state.name)
+            order.registration_problem = verdict.problem
+            if verdict.state is State.REFUSED:
+                order.reason = f"registration refused: {verdict.problem}"
+            orders.lease_seconds = max(1, int(self.registrations.lease_s))
+        return orders

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Final
 
 from config import keys
@@ -11,6 +11,16 @@ from config.registry.registry import Registry
 from config.registry.workload_source import WorkloadSource
 
 AMBIENT: Final = "ambient"
+
+
+@dataclass(frozen=True, slots=True)
+class Registration:
+    """What a node says of a workload that no manifest describes. Without addresses: those it found."""
+
+    labels: Mapping[str, str] = field(default_factory=dict)
+    addresses: tuple[str, ...] = ()
+    network: str = ""
+    unhealthy: str = ""  # why nothing should be sent to it
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +34,7 @@ class Attached:
     addresses: tuple[str, ...] = ()
     is_captured: bool = False
     problem: str = ""
+    registration: Registration | None = None
 
 
 @dataclass(frozen=True, slots=True)

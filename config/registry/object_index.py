@@ -114,6 +114,7 @@ class ObjectIndex:
         self._slices_of_service: dict[Place, set[Ref]] = {}
         self._slices_of_pod: dict[Place, set[Ref]] = {}
         self._telemetries: dict[str, set[Ref]] = {}  # by namespace
+        self._registration_policies: dict[str, set[Ref]] = {}  # by namespace
         self._general_peers: dict[str, set[Ref]] = {}  # without selector, by namespace
 
     # ---- questions ----
@@ -211,6 +212,9 @@ class ObjectIndex:
 
     def telemetries(self, namespace: str) -> Iterable[Ref]:
         return self._telemetries.get(namespace, ())
+
+    def registration_policies(self, namespace: str) -> Iterable[Ref]:
+        return self._registration_policies.get(namespace, ())
 
     def general_peer(self, namespace: str) -> PeerAuthentication | None:
         """The oldest PeerAuthentication of a namespace that has no selector."""
@@ -354,6 +358,8 @@ class ObjectIndex:
                     else []
                 )
                 self._put_sources(ref, made, dirt)
+            case Kind.REGISTRATION_POLICY.value:
+                _put_or_discard(self._registration_policies, ref.namespace, ref, is_there=new is not None)
             case _:
                 pass  # ServiceAccounts and ReferenceGrants matter to nobody here
 

@@ -1,0 +1,282 @@
+"""Workloads that nodes register without a manifest: who may, for how long, and what becomes of it. Pure.
+
+A registration becomes a WorkloadEntry of the registry, as if a manifest had it. Invariants:
+* nothing is registered that no RegistrationPolicy of the namespace lets the node register;
+* a manifest counts before any registration of the same name or address, an older registration before a
+  younger one, a live one before one whose lease has expired;
+* a node renews and removes its own registrations only: a report speaks for the node that sent it.
+
+A lease is a node's: each report renews it. When it expires the node's entries stay known, so that nobody
+sends them plaintext, but count as unhealthy, and others may take their names and addresses; after a further
+time they are forgotten.
+"""
+
+from __future__ import annotations
+
+import enum
+import itertools
+from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from typing import Final
+
+from config import keys
+from config.compile.addresses import address_key
+from config.compile.resource import Delta
+from config.nodes.registration_rules import refusal
+from config.notes import Note, Reason
+from config.objects import Endpoint, Kind, MeshObject, Meta, Ref, WorkloadEntry
+from config.registry.capture import Attached, Registration
+from config.registry.registry import Registry
+
+LEASE_S: Final = 60.0
+FORGET_S: Final = 3600.0  # after the lease expired
+
+
+class State(enum.Enum):
+    NONE = 0
+    REGISTERED = 1
+    REFUSED = 2
+    SHADOWED = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    state: State
+    problem: str = ""
+
+
+NOTHING: Final = Verdict(State.NONE)
+
+
+@dataclass(slots=True)
+class Claim:
+    """One registration as its node reported it. `number` orders claims by age."""
+
+    number: int
+    node: str
+    attached: Attached
+    registration: Registration
+    verdict: Verdict = NOTHING
+
+    @property
+    def ref(self) -> Ref:
+        return Ref(Kind.WORKLOAD_ENTRY.value, self.attached.namespace, self.attached.name)
+
+    @property
+    def place(self) -> tuple[str, str]:
+        return self.attached.namespace, self.attached.name
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        return self.registration.addresses or self.attached.addresses
+
+
+@dataclass(slots=True)
+class _Lease:
+    renewed: float
+    is_expired: bool = False
+
+
+class Registrations:
+    """`lease_s`, `forget_s`: see the module. Times are any clock's that goes on evenly, in seconds."""
+
+    def __init__(self, registry: Registry, lease_s: float = LEASE_S, forget_s: float = FORGET_S) -> None:
+        self._registry = registry
+        self.lease_s = lease_s
+        self._forget_s = forget_s
+        self._claims: dict[tuple[str, str], Claim] = {}  # by node and uid
+        self._leases: dict[str, _Lease] = {}
+        self._applied: dict[Ref, MeshObject] = {}
+        self._numbers = itertools.count(1)
+
+    # ---- told ----
+
+    def report(self, node: str, workloads: Iterable[Attached], now: float) -> None:
+        """Takes the whole of what a node says, and renews its lease. `settle` makes it count."""
+        said = {each.uid: each for each in workloads if each.registration is not None}
+        for key in [key for key in self._claims if key[0] == node and key[1] not in said]:
+            del self._claims[key]
+        for uid, attached in said.items():
+            assert attached.registration is not None
+            claim = self._claims.get((node, uid))
+            if claim is not None and claim.ref == _ref(attached):
+                claim.attached, claim.registration = attached, attached.registration
+            else:
+                number = next(self._numbers)
+                self._claims[(node, uid)] = Claim(number, node, attached, attached.registration)
+        if said:
+            self._leases[node] = _Lease(now)
+        else:
+            self._leases.pop(node, None)
+
+    def tick(self, now: float) -> set[str]:
+        """Expires leases. Returns the nodes whose registrations are to be forgotten: the caller does."""
+        forgotten: set[str] = set()
+        for node, lease in self._leases.items():
+            age = now - lease.renewed
+            if age >= self.lease_s and not lease.is_expired:
+                lease.is_expired = True
+            if lease.is_expired and age >= self.lease_s + self._forget_s:
+                forgotten.add(node)
+        return forgotten
+
+    def deadline(self) -> float | None:
+        """When `tick` has something to do next."""
+        times = [
+            lease.renewed + self.lease_s + (self._forget_s if lease.is_expired else 0.0)
+            for lease in self._leases.values()
+        ]
+        return min(times, default=None)
+
+    # ---- decided ----
+
+    def settle(self) -> Delta:
+        """Judges every claim against policies and manifests as they are now, and files what stands."""
+        if not self._claims and not self._applied:
+            return Delta()
+        wanted: dict[Ref, WorkloadEntry] = {}
+        taken: dict[str, Claim] = {}
+        ours = {self._uid(ref) for ref, entry in self._applied.items() if self._is_ours(ref, entry)}
+        by_age = sorted(self._claims.values(), key=lambda claim: (self.is_expired(claim.node), claim.number))
+        for claim in by_age:
+            claim.verdict = self._judge(claim, wanted)
+            if claim.verdict.state is State.REGISTERED:
+                claim.verdict = self._judge_addresses(claim, taken, ours)
+            if claim.verdict.state is State.REGISTERED:
+                wanted[claim.ref] = _entry(claim, is_live=not self.is_expired(claim.node))
+                taken |= dict.fromkeys(self._aliases(claim), claim)
+        return self._file(wanted)
+
+    def _file(self, wanted: Mapping[Ref, WorkloadEntry]) -> Delta:
+        held = self._registry.index.objects
+        removed = [
+            ref
+            for ref, entry in self._applied.items()
+            if ref not in wanted and held.get(ref) is entry  # else a manifest has taken its place
+        ]
+        changed: dict[Ref, MeshObject] = {
+            ref: entry for ref, entry in wanted.items() if held.get(ref) != entry
+        }
+        self._applied = {ref: changed.get(ref, held.get(ref, entry)) for ref, entry in wanted.items()}
+        return self._registry.apply(changed, removed) if changed or removed else Delta()
+
+    def _judge(self, claim: Claim, wanted: Container[Ref]) -> Verdict:
+        if (manifest := self._manifest_of(claim)) is not None:
+            return Verdict(State.SHADOWED, f"{manifest} of the manifests counts instead")
+        reason = refusal(claim.node, claim.attached, claim.addresses, claim.registration, self._registry)
+        if not reason and claim.ref in wanted:
+            reason = f"{claim.ref} is registered by another node, and stays so while its lease lives"
+        return Verdict(State.REFUSED, reason) if reason else Verdict(State.REGISTERED)
+
+    def _judge_addresses(self, claim: Claim, taken: Mapping[str, Claim], ours: AbstractSet[str]) -> Verdict:
+        """An address has one holder: others would be taken for it."""
+        for alias in self._aliases(claim):
+            address = alias.rpartition("/")[2]
+            if (other := taken.get(alias)) is not None:
+                text = f"address {address} is registered as {other.ref} by node {other.node}"
+                return Verdict(State.REFUSED, text)
+            foreign = sorted({each.name for each in self._registry.find(alias)} - ours)
+            if foreign:
+                return Verdict(State.REFUSED, f"address {address} is that of {foreign[0]} of the manifests")
+        return Verdict(State.REGISTERED)
+
+    def _manifest_of(self, claim: Claim) -> Ref | None:
+        """The Pod or WorkloadEntry of the same name that no node registered."""
+        index = self._registry.index
+        found = index.objects.get(claim.ref)
+        if found is not None and not self._is_ours(claim.ref, self._applied.get(claim.ref)):
+            return claim.ref
+        pod = Ref(Kind.POD.value, claim.ref.namespace, claim.ref.name)
+        return pod if pod in index.objects else None
+
+    def _is_ours(self, ref: Ref, entry: MeshObject | None) -> bool:
+        return entry is not None and self._registry.index.objects.get(ref) is entry
+
+    def _aliases(self, claim: Claim) -> list[str]:
+        places = self._registry.places
+        labels = places.namespace_labels(claim.attached.namespace)
+        network = claim.registration.network or labels.get(keys.NETWORK, "") or places.mesh_network()
+        return [address_key(network, address) for address in claim.addresses]
+
+    def _uid(self, ref: Ref) -> str:
+        cluster = self._registry.settings.cluster_id
+        return f"{cluster}/networking.istio.io/WorkloadEntry/{ref.namespace}/{ref.name}"
+
+    # ---- asked ----
+
+    def verdict(self, node: str, uid: str) -> Verdict:
+        claim = self._claims.get((node, uid))
+        return claim.verdict if claim is not None else NOTHING
+
+    def claims(self) -> list[Claim]:
+        """All, by namespace and name, the oldest first."""
+        return sorted(self._claims.values(), key=lambda claim: (claim.ref, claim.number))
+
+    def is_expired(self, node: str) -> bool:
+        lease = self._leases.get(node)
+        return lease is None or lease.is_expired
+
+    def live(self) -> set[str]:
+        """The nodes whose leases have not expired."""
+        return {node for node, lease in self._leases.items() if not lease.is_expired}
+
+    def lease_age_s(self, node: str, now: float) -> float:
+        lease = self._leases.get(node)
+        return now - lease.renewed if lease is not None else 0.0
+
+    def notes(self) -> Iterator[Note]:
+        """What the manifests' author should know."""
+        for claim in self.claims():
+            if claim.verdict.state is State.SHADOWED and (ref := self._manifest_of(claim)) is not None:
+                text = f"counts before the registration of the same name by node {claim.node}"
+                yield Note(ref, Reason.SHADOWED, text)
+
+    # ---- on disk ----
+
+    def snapshot(self) -> dict[str, object]:
+        return {
+            "expired": sorted(node for node, lease in self._leases.items() if lease.is_expired),
+            "order": [
+                [claim.node, claim.attached.uid]
+                for claim in sorted(self._claims.values(), key=lambda claim: claim.number)
+            ],
+        }
+
+    def restore(self, data: object, attached: Mapping[str, Iterable[Attached]], now: float) -> None:
+        """What nodes said before a restart: leases begin anew, those that had expired stay expired."""
+        shown = data if isinstance(data, dict) else {}
+        workloads = {node: {each.uid: each for each in found} for node, found in attached.items()}
+        for entry in shown.get("order", ()):
+            node, uid = entry
+            found = workloads.get(node, {}).get(uid)
+            if found is not None and found.registration is not None:
+                self._claims[(node, uid)] = Claim(next(self._numbers), node, found, found.registration)
+        for node, found_on in workloads.items():
+            self.report(node, found_on.values(), now)
+        for node in shown.get("expired", ()):
+            if node in self._leases:
+                self._leases[node] = _Lease(now - self.lease_s, is_expired=True)
+
+
+def _ref(attached: Attached) -> Ref:
+    return Ref(Kind.WORKLOAD_ENTRY.value, attached.namespace, attached.name)
+
+
+def _entry(claim: Claim, *, is_live: bool) -> WorkloadEntry:
+    attached, said = claim.attached, claim.registration
+    meta = Meta(
+        claim.ref,
+        labels={**said.labels, keys.NODE: claim.node},
+        annotations={keys.REGISTERED_BY: claim.node},
+    )
+    return WorkloadEntry(
+        meta=meta,
+        endpoint=Endpoint(
+            addresses=claim.addresses,
+            labels=dict(said.labels),
+            network=said.network,
+            service_account=attached.service_account,
+        ),
+        is_ready=is_live and not said.unhealthy,
+    )
