@@ -69,7 +69,7 @@ async def _set_up_side(
     settings = WorkerSettings(node=NODE, is_access_log_on=False, log_level="warn")
     await link.send(pb.ToWorker(configure=pb.Configure(settings_json=settings.to_json())))
     await link.send(pb.ToWorker(credential=credential_of(leaf, credentials.roots_path)))
-    await link.send(pb.ToWorker(resources=_addresses(site)))
+    await link.send(pb.ToWorker(resources=resources_of(site)))
     added = pb.AddWorkload(
         uid=f"default/{account}", name=account, namespace="default", service_account=account
     )
@@ -94,7 +94,7 @@ async def _set_up_waypoint(
     )
     await link.send(pb.ToWorker(configure=pb.Configure(settings_json=settings.to_json())))
     await link.send(pb.ToWorker(credential=credential_of(credentials.waypoint, credentials.roots_path)))
-    await link.send(pb.ToWorker(resources=_addresses(site)))
+    await link.send(pb.ToWorker(resources=resources_of(site)))
     routes = pb.Resources(
         type_url=ROUTES_TYPE,
         upserts=[
@@ -132,7 +132,7 @@ def service_routes(service: str) -> waypoint_pb2.ServiceRoutes:
     return message
 
 
-def _addresses(site: Site) -> pb.Resources:
+def resources_of(site: Site) -> pb.Resources:
     found = [
         _workload("client", site.client_ip),
         _workload("server", site.server_ip),

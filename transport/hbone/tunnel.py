@@ -85,7 +85,7 @@ class TunnelStream:
         connection.blocked[self.stream_id] = self
         return 0
 
-    def send(self, data: bytes | memoryview) -> None:
+    def send(self, data: bytes | bytearray | memoryview) -> None:
         """Send within the budget; copies. Leaves at the end of the pass."""
         if not self.is_over:
             connection = self.connection

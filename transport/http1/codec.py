@@ -70,6 +70,10 @@ class Http1Codec(Protocol):
     def resume(self) -> list[Event]:
         """Read what was held; does nothing while the exchange is still on."""
 
+    @property
+    def needs_flush(self) -> bool:
+        """Whether there is output, or the end of the connection or held input to deal with after it."""
+
     def take_output(self) -> bytes | bytearray:
         """What is to be sent, in order; empty if nothing is. The caller owns it."""
 

@@ -94,6 +94,11 @@ class Exchange:
         """The peer (or, for a client, our request) waits for a 100 before its content is sent."""
         return self._awaits_continue
 
+    @property
+    def needs_flush(self) -> bool:
+        """Whether there is output, or the end of the connection or held input to deal with after it."""
+        return bool(self._out) or self.is_held or self.is_output_ended
+
     def take_output(self) -> bytes | bytearray:
         """What is to be sent, in order; empty if nothing is. The caller owns it."""
         if not self._out:

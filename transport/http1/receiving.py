@@ -21,7 +21,15 @@ from transport.http1.events import (
     HeadersRejected,
 )
 from transport.http1.exchange import Receiving, Sending
-from transport.http1.meaning import CHUNKED, UNTIL_CLOSE, read_request, read_response, read_trailers
+from transport.http1.meaning import (
+    CHUNKED,
+    UNTIL_CLOSE,
+    RequestHead,
+    ResponseHead,
+    read_request,
+    read_response,
+    read_trailers,
+)
 from transport.http1.sending import SendingHalf
 from transport.http1.settings import Http1Settings, Role
 from transport.http1.writing import error_answer
@@ -228,8 +236,7 @@ class ReceivingHalf(SendingHalf):
         return end
 
     def _on_request(self, head: bytes) -> None:
-        method, target, fields = self._lex_request(head)
-        request = read_request(method, target, fields, self._settings.scheme)
+        request = self._read_request(head)
         self._begin_exchange()
         self._is_head = request.is_head
         self._upgrade = request.upgrade
@@ -246,11 +253,10 @@ class ReceivingHalf(SendingHalf):
             self._begin_content(content)
 
     def _on_response(self, head: bytes) -> None:
-        status, is_1_0, fields = self._lex_response(head)
-        response = read_response(status, is_1_0, fields, is_to_head=self._is_head, offered=self._upgrade)
+        response = self._read_response(head)
         self._awaits_continue = False
-        if status < 200:
-            self._on_informational(status, response.headers)
+        if response.status < 200:
+            self._on_informational(response.status, response.headers)
             return
         if not response.keeps_alive:
             self._keeps_alive = False
@@ -377,6 +383,14 @@ class ReceivingHalf(SendingHalf):
         self._events.append(DataReceived(self._stream, data, len(data), end_stream=False))
 
     # The parts that an implementation may do its own way
+
+    def _read_request(self, head: bytes) -> RequestHead:
+        method, target, fields = self._lex_request(head)
+        return read_request(method, target, fields, self._settings.scheme)
+
+    def _read_response(self, head: bytes) -> ResponseHead:
+        status, is_1_0, fields = self._lex_response(head)
+        return read_response(status, is_1_0, fields, is_to_head=self._is_head, offered=self._upgrade)
 
     def _lex_request(self, head: bytes) -> tuple[bytes, bytes, lexing.Fields]:
         return lexing.lex_request(head, self._settings.max_header_count)

@@ -27,8 +27,7 @@ class SendingHalf(Exchange):
             if self.is_finished or self.is_output_ended or not self._keeps_alive:
                 raise ConnectionSpent("the connection takes no further request", next_step="open another")
             raise ExchangeInProgress("the exchange before has not ended both ways yet")
-        plan = writing.plan_request(headers, end_stream=end_stream)
-        self._write_head(plan)
+        plan = self._write_request(headers, end_stream)
         self._begin_exchange()
         self._is_head = plan.start[0] == b"HEAD"
         self._upgrade = plan.upgrade
@@ -49,14 +48,11 @@ class SendingHalf(Exchange):
         if self._sending != Sending.HEAD:
             self._send_trailers(headers)
             return
-        plan = writing.plan_response(
-            headers, end_stream=end_stream, is_to_head=self._is_head, is_last=not self._keeps_alive
-        )
-        status = plan.start[0]
-        if status[:1] == b"1":
-            self._send_informational(plan, status, end_stream)
+        if headers and headers[0][1][:1] == b"1":
+            self._send_informational(headers, end_stream)
             return
-        self._write_head(plan)
+        plan = self._write_response(headers, end_stream)
+        status = plan.start[0]
         self._awaits_continue = False
         self._upgrade = ()
         if end_stream:
@@ -70,10 +66,11 @@ class SendingHalf(Exchange):
         self._send_left = content
         self._sending = Sending.CHUNKED if content == CHUNKED else Sending.LENGTH
 
-    def _send_informational(self, plan: HeadPlan, status: bytes, end_stream: bool) -> None:
+    def _send_informational(self, headers: Sequence[Header], end_stream: bool) -> None:
         if end_stream:
             raise CodecMisuse("an informational response does not end a stream")
-        if status == b"101":
+        plan = self._plan_response(headers, end_stream)
+        if plan.start[0] == b"101":
             if not plan.upgrade or not {*plan.upgrade} <= {*self._upgrade}:
                 raise CodecMisuse(f"101 names {plan.upgrade}, the request offered {self._upgrade}")
             self._keeps_alive = False
@@ -156,6 +153,21 @@ class SendingHalf(Exchange):
         return self._send_left if self._sending == Sending.LENGTH else _UNBOUNDED
 
     # The octets
+
+    def _write_request(self, headers: Sequence[Header], end_stream: bool) -> HeadPlan:
+        plan = writing.plan_request(headers, end_stream=end_stream)
+        self._write_head(plan)
+        return plan
+
+    def _write_response(self, headers: Sequence[Header], end_stream: bool) -> HeadPlan:
+        plan = self._plan_response(headers, end_stream)
+        self._write_head(plan)
+        return plan
+
+    def _plan_response(self, headers: Sequence[Header], end_stream: bool) -> HeadPlan:
+        return writing.plan_response(
+            headers, end_stream=end_stream, is_to_head=self._is_head, is_last=not self._keeps_alive
+        )
 
     def _write_head(self, plan: HeadPlan) -> None:
         self._out += writing.encode_head(writing.start_line(plan), plan.fields)

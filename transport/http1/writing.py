@@ -28,6 +28,7 @@ _CONTENT_EXPECTED: Final = frozenset({b"POST", b"PUT", b"PATCH"})  # RFC 9110 8.
 _STATUS_LINES: Final = {
     b"%d" % status: b"HTTP/1.1 %d %s" % (status, status.phrase.encode()) for status in HTTPStatus
 }
+_BLANK_LINE: Final = b"\r\n"
 _MAX_PLAIN: Final = 1024
 _plain: set[bytes] = set()  # names seen that are tokens and mean nothing to us
 
@@ -81,6 +82,11 @@ class _Fields:
                 self.kept.append((name, value))
             case _:
                 pass
+
+
+def is_plain(name: bytes) -> bool:
+    """Whether a name was seen before and means nothing to us, so that its field changes no other."""
+    return name in _plain
 
 
 def learn_name(name: bytes) -> None:
@@ -211,6 +217,19 @@ def encode_head(start: bytes, fields: Sequence[Header]) -> bytes:
     if len(head) - len(head.translate(None, _CONTROLS)) != 2 * len(fields) + 4:
         raise UnwritableHead("a header value holds control octets")
     return head
+
+
+def encode_without_end(plan: HeadPlan) -> bytes:
+    """A head up to its blank line, for `encode_last` to go on with."""
+    return encode_head(start_line(plan), plan.fields)[: -len(_BLANK_LINE)]
+
+
+def encode_last(field: Header) -> bytes:
+    """A head's last field, of a plain name, and the blank line."""
+    name, value = field
+    if len(value.translate(None, _CONTROLS)) != len(value):
+        raise UnwritableHead("a header value holds control octets")
+    return b"%b: %b\r\n\r\n" % (name, value)
 
 
 def error_answer(status: int) -> bytes:

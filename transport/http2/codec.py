@@ -58,6 +58,10 @@ class Http2Codec(Protocol):
         messages: no event is made for any. Pieces live as long as the data of events do.
         """
 
+    @property
+    def needs_flush(self) -> bool:
+        """Whether there is output."""
+
     def take_output(self) -> bytes | bytearray:
         """What is to be sent, in order; empty if nothing is. The caller owns it."""
 

@@ -6,15 +6,29 @@ input, so a stream may have ended meanwhile; what a caller then sends on it is d
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TypeAlias
 
 Header: TypeAlias = tuple[bytes, bytes]
 
 
+class HeaderList(list[Header]):
+    """A list that its codec hands out again for the same octets: whoever gets it leaves it as it is.
+
+    `about` is its readers': what one concludes from the fields it need not conclude again.
+    """
+
+    __slots__ = ("about",)
+
+    def __init__(self, headers: Iterable[Header]) -> None:
+        super().__init__(headers)
+        self.about: object = None
+
+
 @dataclass(slots=True)
 class HeadersReceived:
-    """A complete, checked header list: a request, a response (1xx too) or trailers."""
+    """A complete, checked header list, perhaps a HeaderList: a request, a response (1xx too) or trailers."""
 
     stream_id: int
     headers: list[Header]

@@ -96,7 +96,7 @@ class MessageHalf(SendingHalf):
         self._streams[stream_id] = stream
         if ends:
             self._close_remote(stream)
-        self._events.append(HeadersReceived(stream_id, block.headers.copy(), ends, is_trailers=False))
+        self._events.append(HeadersReceived(stream_id, block.headers, ends, is_trailers=False))
 
     def _judge_request(self, block: HeaderBlock, ends: bool) -> RequestHead:
         """check_request, remembered with a cached block."""
@@ -151,7 +151,7 @@ class MessageHalf(SendingHalf):
             stream.is_tunnel = stream.request.is_connect and head.status < 300
         if ends:
             self._close_remote(stream)
-        self._events.append(HeadersReceived(stream.id, block.headers.copy(), ends, is_trailers=False))
+        self._events.append(HeadersReceived(stream.id, block.headers, ends, is_trailers=False))
 
     def _judge_response(self, block: HeaderBlock, ends: bool, request: RequestHead) -> ResponseHead:
         """check_response, remembered with a cached block."""
@@ -168,6 +168,4 @@ class MessageHalf(SendingHalf):
             self._stream_error(stream, ErrorCode.PROTOCOL_ERROR, reason)
             return
         self._close_remote(stream)
-        self._events.append(
-            HeadersReceived(stream.id, block.headers.copy(), end_stream=True, is_trailers=True)
-        )
+        self._events.append(HeadersReceived(stream.id, block.headers, end_stream=True, is_trailers=True))

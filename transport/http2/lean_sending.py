@@ -79,6 +79,10 @@ class SendingHalf:
     def start(self) -> None:
         self._out += frames.opening(self._role, self._settings)
 
+    @property
+    def needs_flush(self) -> bool:
+        return bool(self._out)
+
     def take_output(self) -> bytes | bytearray:
         out = self._out
         if not out:

@@ -98,6 +98,10 @@ class ReferenceSending:
     def start(self) -> None:
         self._out += frames.opening(self._role, self._settings)
 
+    @property
+    def needs_flush(self) -> bool:
+        return bool(self._out)
+
     def take_output(self) -> bytes | bytearray:
         out, self._out = self._out, bytearray()
         self._guard.queued_replies = 0

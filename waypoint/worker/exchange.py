@@ -31,7 +31,6 @@ from waypoint.worker.filters.stage import Stage
 from waypoint.worker.grpc_messages import CallMessages
 from waypoint.worker.headers import (
     Request,
-    add_forwarded_proto,
     octets_of,
     read_request,
     read_response,
@@ -133,19 +132,19 @@ class Exchange:
         """The request's headers have come."""
         self.request_pipe.is_all_received = end_stream
         proxy = self.proxy
-        self.outcome.request_header_bytes = octets_of(headers)
         request = read_request(headers, proxy.normalization)
         if isinstance(request, Refusal):
+            self.outcome.request_header_bytes = octets_of(headers)
             fields = dict(headers)
             self._is_bodiless = fields.get(b":method") == b"HEAD"
             self.request = Request(b"", b"", b"", b"", None, [])
             self.respond(answers.normalisation_refused(request.reason, request.status))
             return
         self.request = request
+        self.outcome.request_header_bytes = request.received_bytes
         if request.is_grpc:
             self.messages = proxy.observer.on_call(self)
         self._is_bodiless = request.method == b"HEAD"
-        add_forwarded_proto(request)
         if proxy.tracer is not None:
             self.trace = proxy.tracer.begin(request, self.source)
         limits = proxy.limits

@@ -10,10 +10,11 @@ import random
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import chain
 from typing import Final
 
 from transport.http1.authority import canonical_authority
-from transport.http2.events import Header
+from transport.http2.events import Header, HeaderList
 from transport.http_path import PathNormalization, Refusal, normalise
 
 SERVER: Final = (b"server", b"mycelia")
@@ -70,6 +71,7 @@ class Request:
     upgrade: bytes = b""
     grpc_timeout_s: float | None = None
     request_id: bytes = b""
+    received_bytes: int = 0  # of all fields as they came, see `octets_of`
 
     @property
     def target(self) -> bytes:
@@ -87,10 +89,53 @@ class Request:
         ]
 
 
+class _Read:
+    """What `read_request` made of a list that comes again."""
+
+    __slots__ = ("level", "request")
+
+    def __init__(self, level: PathNormalization, request: Request) -> None:
+        self.level = level
+        self.request = request
+
+
 def read_request(
     received: list[Header], level: PathNormalization = PathNormalization.BASE
 ) -> Request | Refusal:
-    """The request that a header list makes, freed of what a client may not say."""
+    """The request that a header list makes, freed of what a client may not say, and with what we say of it:
+    an id, and how it came to us, unless someone before us did.
+    """
+    about = received.about if type(received) is HeaderList else None
+    if type(about) is _Read and about.level is level:
+        known = about.request
+    else:
+        read = _read_request(received, level)
+        if isinstance(read, Refusal):
+            return read
+        known = read
+        if type(received) is HeaderList:
+            received.about = _Read(level, known)
+    headers = known.headers.copy()
+    request_id = known.request_id
+    if not request_id:
+        request_id = new_request_id()
+        headers.append((b"x-request-id", request_id))
+    return Request(
+        known.method,
+        known.scheme,
+        known.authority,
+        known.path,
+        known.query,
+        headers,
+        known.is_grpc,
+        known.upgrade,
+        known.grpc_timeout_s,
+        request_id,
+        known.received_bytes,
+    )
+
+
+def _read_request(received: list[Header], level: PathNormalization) -> Request | Refusal:
     kept: list[Header] = []
     keep = kept.append
     special: list[Header] | None = None
@@ -121,16 +166,13 @@ def read_request(
             return normal
         path, query = normal.path, normal.query
     scheme, authority = pseudo.get(b":scheme", b"http"), pseudo.get(b":authority", b"")
-    request = Request(method, scheme, authority, path, query, kept)
+    request = Request(method, scheme, authority, path, query, kept, received_bytes=octets_of(received))
     if special is not None:
         _take_special(request, special)
+    else:
+        keep((b"x-forwarded-proto", scheme))
     refusal = _settle_authority(request)
-    if refusal is not None:
-        return refusal
-    if not request.request_id:
-        request.request_id = new_request_id()
-        keep((b"x-request-id", request.request_id))
-    return request
+    return request if refusal is None else refusal
 
 
 def _may_not_be_said(name: bytes) -> bool:
@@ -173,17 +215,10 @@ def _take_special(request: Request, special: list[Header]) -> None:
                 keep((name, value))
             case _:
                 keep((name, value))
-    if proto:
-        # Kept if it can be true; it says how the first client came, and decides nothing here.
-        keep((b"x-forwarded-proto", proto if proto in (b"http", b"https") else request.scheme))
+    # Kept if it can be true; it says how the first client came, and decides nothing here.
+    keep((b"x-forwarded-proto", proto if proto in (b"http", b"https") else request.scheme))
     if request.upgrade:
         keep((b"upgrade", request.upgrade))
-
-
-def add_forwarded_proto(request: Request) -> None:
-    """Say how the request came to us, unless someone before us did."""
-    if not any(name == b"x-forwarded-proto" for name, _ in request.headers):
-        request.headers.append((b"x-forwarded-proto", request.scheme))
 
 
 def value_of(headers: Iterable[Header], wanted: bytes) -> bytes:
@@ -214,12 +249,19 @@ def new_request_id() -> bytes:
 
 def read_response(received: list[Header], service_time_ms: int) -> list[Header]:
     """A final response's header list on its way to the client. `received` starts with :status."""
-    kept = [
-        field
-        for field in received
-        if field[0] != b"server" and (field[0][:2] != b"x-" or not _is_dropped_from_response(field[0]))
-    ]
-    kept.append(SERVER)
+    is_kept = type(received) is HeaderList
+    known = received.about if is_kept else None  # type: ignore[attr-defined]
+    if type(known) is list:
+        kept: list[Header] = known.copy()
+    else:
+        kept = [
+            field
+            for field in received
+            if field[0] != b"server" and (field[0][:2] != b"x-" or not _is_dropped_from_response(field[0]))
+        ]
+        kept.append(SERVER)
+        if is_kept:
+            received.about = kept.copy()  # type: ignore[attr-defined]
     kept.append((b"x-envoy-upstream-service-time", b"%d" % service_time_ms))
     return kept
 
@@ -235,7 +277,4 @@ def _is_dropped_from_response(name: bytes) -> bool:
 
 def octets_of(headers: list[Header]) -> int:
     """As HTTP/1.1 would write them, for the metrics of sizes."""
-    size = 4 * len(headers)
-    for name, value in headers:
-        size += len(name) + len(value)
-    return size
+    return 4 * len(headers) + sum(map(len, chain.from_iterable(headers)))

@@ -40,7 +40,7 @@ SETTINGS: Final = Http2Settings(
 class Http2Connection(HttpConnection):
     """See HttpConnection."""
 
-    __slots__ = ("_is_server", "codec", "is_going_away")
+    __slots__ = ("_is_server", "codec")
 
     codec: Http2Codec
     is_http2 = True
@@ -56,7 +56,6 @@ class Http2Connection(HttpConnection):
     ) -> None:
         super().__init__(reactor, stream, codec, owner)
         self._is_server = is_server
-        self.is_going_away = False
 
     def start(self, first: bytes | bytearray = b"") -> None:
         self.codec.start()

@@ -76,6 +76,7 @@ class HttpConnection:
         "codec",
         "is_closed",
         "is_draining",
+        "is_going_away",
         "is_reused",
         "last_active",
         "owner",
@@ -97,6 +98,7 @@ class HttpConnection:
         self.last_active = reactor.now
         self.is_reused = False
         self.is_draining = False
+        self.is_going_away = False  # HTTP/2: no new streams, the end comes with the last one
         self.is_closed = False
         self._is_dirty = False
         self._queued_bytes = 0
@@ -251,7 +253,7 @@ class HttpConnection:
             self.reactor.on_callback_error(error, None)
             failed = HandlingFailed(f"a connection was ended by a defect: {type(error).__name__}: {error}")
             self.abort(failed, Failure(Cause.RESET, str(failed)))
-        if not self._is_dirty:
+        if not self._is_dirty and (self.codec.needs_flush or self.is_going_away):
             self.touch()
 
     def _owe(self, flow_bytes: int) -> None:

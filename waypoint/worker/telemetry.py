@@ -107,6 +107,7 @@ class Telemetry:
         self._records = records
         self._calls: dict[Exchange, CallMessages] = {}  # open ones
         self._messages: dict[tuple[str, ...], list[int]] = {}  # labels -> requests, responses
+        self._messages_by_key: dict[tuple[object, ...], list[int]] = {}
         self._reactor = reactor
         self._flush_timer: Timer | None = None
         self._series: dict[tuple[str, ...], HttpSeries] = {}
@@ -144,21 +145,36 @@ class Telemetry:
         plan = self._plan_of(service, source)
         if plan is not None and not plan.counts_messages:
             return
-        labels = message_labels(self._source_of(source), source.identity, service, workload)
-        if labels not in self._messages and len(self._messages) >= _MAX_SERIES:
-            labels = _MESSAGES_OVERFLOW
-        counts = self._messages.setdefault(labels, [0, 0])
+        self._forget_old_keys()
+        key = (
+            source.identity,
+            source.address[0],
+            None if service is None else service.key,
+            None if workload is None else workload.uid,
+        )
+        counts = self._messages_by_key.get(key)
+        if counts is None:
+            labels = message_labels(self._source_of(source), source.identity, service, workload)
+            if labels not in self._messages and len(self._messages) >= _MAX_SERIES:
+                labels = _MESSAGES_OVERFLOW
+            counts = self._messages_by_key[key] = self._messages.setdefault(labels, [0, 0])
         counts[0] += requests
         counts[1] += responses
+
+    def _forget_old_keys(self) -> None:
+        """What labels were found for may be called something else now."""
+        count = len(self._by_key) + len(self._messages_by_key)
+        if self._generation != self._state.generation or count > _MAX_KEYS:
+            self._generation = self._state.generation
+            self._by_key.clear()
+            self._messages_by_key.clear()
 
     def on_exchange(self, exchange: Exchange, source: Source) -> None:
         outcome, request = exchange.outcome, exchange.request
         messages = self._calls.pop(exchange, None)
         if messages is not None:
             self._count_messages(exchange, messages)
-        if self._generation != self._state.generation or len(self._by_key) > _MAX_KEYS:
-            self._generation = self._state.generation
-            self._by_key.clear()
+        self._forget_old_keys()
         workload = outcome.workload
         key = (
             source.identity,

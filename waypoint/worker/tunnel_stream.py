@@ -77,6 +77,10 @@ class TunnelByteStream:
     def write(self, data: bytes | bytearray | memoryview) -> None:
         if self._is_closing or self._is_end_due or not data:
             return
+        tunnel = self._tunnel
+        if not self._pending and tunnel.budget() >= len(data):
+            tunnel.send(data)
+            return
         view = memoryview(data)
         if not self._pending:
             sent = self._send(view)

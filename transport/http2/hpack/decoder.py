@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from transport.http2.events import Header
+from transport.http2.events import Header, HeaderList
 from transport.http2.headers import RequestHead, ResponseHead
 from transport.http2.hpack import huffman
 from transport.http2.hpack.table import DEFAULT_TABLE_BYTES, STATIC, STATIC_COUNT, HpackError, entry_bytes
@@ -127,8 +127,9 @@ class Decoder:
                 excess = "header_list_too_large"
         if len(headers) > self._max_list_count and not excess:
             excess = "too_many_headers"
-        result = HeaderBlock(headers, excess)
-        if is_cacheable and not excess:
+        is_cacheable = is_cacheable and not excess
+        result = HeaderBlock(HeaderList(headers) if is_cacheable else headers, excess)
+        if is_cacheable:
             if len(self._cache) >= _CACHED_BLOCKS:
                 self._cache.clear()
             self._cache[block] = result

@@ -95,6 +95,8 @@ class Encoder:
         self._table_limit = DEFAULT_TABLE_BYTES
         self._size_updates: list[int] = []
         self._seen_volatile: dict[Header, None] = {}
+        # Octets that stay right until the next insertion: of whole fields, or of a unique field's name
+        self._ready: dict[Header | bytes, bytes] = {}
 
     def limit_table(self, peer_limit: int) -> None:
         """The peer's SETTINGS_HEADER_TABLE_SIZE. The next block announces what we make of it (4.2)."""
@@ -110,33 +112,44 @@ class Encoder:
 
     def encode(self, headers: Sequence[Header]) -> bytes:
         """One complete block."""
-        out = bytearray()
+        fields: list[bytes | None] = list(map(self._ready.get, headers))
+        if None in fields:
+            inserted = self._inserted
+            for place, octets in enumerate(fields):
+                if octets is None or self._inserted != inserted:  # an insertion moves all indices behind it
+                    fields[place] = self._field(headers[place])
+        block: bytes = b"".join(fields)  # type: ignore[arg-type]
         if self._size_updates:
-            for size in self._size_updates:
-                out += encode_integer(size, 5, 0x20)
+            block = b"".join(encode_integer(size, 5, 0x20) for size in self._size_updates) + block
             self._size_updates = []
-        pairs = self._pairs
-        for header in headers:
-            number = pairs.get(header)
-            if number is not None:
-                index = STATIC_COUNT + self._inserted - number
-                if index < 0x7F:
-                    out.append(0x80 | index)
-                else:
-                    out += encode_integer(index, 7, 0x80)
-                continue
-            octet = _STATIC_OCTETS.get(header)
-            out += octet if octet is not None else self._literal(header)
-        return bytes(out)
+        return block
+
+    def _field(self, header: Header) -> bytes:
+        number = self._pairs.get(header)
+        if number is not None:
+            octets = encode_integer(STATIC_COUNT + self._inserted - number, 7, 0x80)
+        else:
+            static = _STATIC_OCTETS.get(header)
+            if static is None:
+                return self._literal(header)
+            octets = static
+        self._ready[header] = octets
+        return octets
 
     def _literal(self, header: Header) -> bytes:
         name, value = header
+        prefix = self._ready.get(name)
+        if prefix is not None:
+            return prefix + _plain(value)
         number = self._names.get(name)
         index = STATIC_NAMES.get(name, 0) if number is None else STATIC_COUNT + self._inserted - number
         if name in _NEVER_INDEXED:
             return encode_integer(index, 4, 0x10) + (b"" if index else _plain(name)) + _plain(value)
         if not self._is_worth_indexing(header, is_name_known=index > 0):
-            return encode_integer(index, 4, 0x00) + (b"" if index else _plain(name)) + _plain(value)
+            prefix = encode_integer(index, 4, 0x00) + (b"" if index else _plain(name))
+            if name in _UNIQUE:
+                self._ready[name] = prefix
+            return prefix + _plain(value)
         self._insert(header)
         return encode_integer(index, 6, 0x40) + (b"" if index else _shortest(name)) + _shortest(value)
 
@@ -156,6 +169,7 @@ class Encoder:
         return True
 
     def _insert(self, header: Header) -> None:
+        self._ready.clear()
         self._entries.append(header)
         self._inserted += 1
         self._pairs[header] = self._names[header[0]] = self._inserted - 1
@@ -167,6 +181,7 @@ class Encoder:
         while self._table_bytes > self._table_limit:
             number = self._inserted - len(self._entries)
             header = self._entries.popleft()
+            self._ready.clear()
             self._table_bytes -= entry_bytes(header)
             if self._pairs.get(header) == number:
                 del self._pairs[header]
