@@ -50,6 +50,7 @@ _MAX_ROUNDS = (
     16  # of soon-callbacks and flushes per pass; what is left waits for the next pass, which does not block
 )
 _MAX_GATHERS = 8  # polls more in a pass; each costs a microsecond, a flush of its own costs ten
+_HOLD_S = 0.0005  # how long output may wait while its pass works on
 _GATHER_S = 0.0003  # from the pass's beginning: how long its flush may wait for what else is ready
 _VAIN_LOOKS = 16
 _MAX_DRAINS = 8  # passes in a row before trio's other tasks get their turn
@@ -202,6 +203,7 @@ class Reactor:
         self._fresh: set[int] = set()  # descriptors registered while the batch in hand is dispatched
         self._soon: deque[Callable[[], None]] = deque()
         self._dirty: dict[Flusher, None] = {}
+        self._flushed_at = 0.0  # or the pass's beginning
         self._vain_looks = 0  # in a row: polls of `_gather` that found nothing, and those it left out since
         self._wheel = TimerWheel(self.now)
         self._is_in_pass = False
@@ -248,6 +250,16 @@ class Reactor:
         self._dirty[flusher] = None
         if not self._is_in_pass:
             self._wake()
+
+    def relieve(self) -> None:
+        """Within long work, between two parts of it: flush what has waited for `_HOLD_S`, so that whoever
+        gets it works at the same time. Flushers other than the caller's own may be called from here.
+        """
+        if self._dirty and self._is_in_pass:
+            now = self._clock()
+            if now - self._flushed_at > _HOLD_S:
+                self._flushed_at = now
+                self._flush()
 
     def call_soon(self, callback: Callable[[], None]) -> None:
         """Call `callback` later in this pass, outside of the caller's frames."""
@@ -364,12 +376,14 @@ class Reactor:
                 for _ in range(len(self._soon)):
                     self._call(self._soon.popleft())
             if self._dirty:
-                dirty = self._dirty
-                self._dirty = {}
-                for flusher in dirty:
-                    self._call(flusher.flush)
+                self._flush()
             elif not self._soon:
                 break
+
+    def _flush(self) -> None:
+        dirty, self._dirty = self._dirty, {}
+        for flusher in dirty:
+            self._call(flusher.flush)
 
     def _call(self, callback: Callable[[], None]) -> None:
         try:
@@ -407,6 +421,7 @@ class Reactor:
                     timeout = max(wheel.next_deadline - self.now, 0.0)
                 events = poll(timeout, _MAX_EVENTS)
                 self.now = now = clock()
+                self._flushed_at = now
                 self._is_in_pass = True
                 self._dispatch(events)
                 if self._dirty and events:
@@ -446,7 +461,7 @@ class Reactor:
         """Passes without waiting, until there is nothing to do or the bound is reached."""
         for _ in range(_MAX_DRAINS):
             events = self._epoll.poll(0, _MAX_EVENTS)
-            self.now = self._clock()
+            self.now = self._flushed_at = self._clock()
             if not events and not self._has_leftover and self.now < self._wheel.next_deadline:
                 return
             self._is_in_pass = True

@@ -472,6 +472,32 @@ def test_what_becomes_ready_during_a_pass_leaves_with_its_flush(host: Host, reac
     assert log == ["first", "second", "flush"]
 
 
+def test_long_work_lets_out_what_has_waited_and_short_work_does_not() -> None:
+    clock = SteppingClock()
+    log: list[str] = []
+    with Reactor(clock=clock) as reactor:
+        flusher = Flushing(log, "flush")
+
+        def part(name: str) -> None:
+            log.append(name)
+            reactor.mark_dirty(flusher)
+            reactor.relieve()
+
+        def work() -> None:
+            part("long")  # a step of the clock is longer than output may wait
+            reactor._clock = lambda: clock.now
+            part("short")
+            part("short")
+            reactor.stop()
+
+        reactor.call_soon(work)
+        BareHost().run(reactor)
+        log.append("over")
+        reactor.mark_dirty(flusher)
+        reactor.relieve()  # outside of a pass there is none to be long
+    assert log == ["long", "flush", "short", "short", "flush", "over"]
+
+
 def test_flush_waits_for_a_bounded_number_of_events_and_timers_come(
     host: Host, reactor: Reactor, pair: tuple[socket.socket, socket.socket]
 ) -> None:

@@ -146,7 +146,7 @@ class HboneConnection:
 
     def _hand_over(self, pieces: Sequence[Piece]) -> None:
         """Pieces of one tunnel that follow each other go together: one system call for them all."""
-        find = self.streams.get
+        find, relieve = self.streams.get, self.reactor.relieve
         current, chunks, flow_bytes = 0, [], 0
         handler: TunnelHandler | None = None
         for stream_id, piece, size in pieces:
@@ -156,6 +156,7 @@ class HboneConnection:
                 continue
             if handler is not None:
                 handler.on_tunnel_data(chunks, flow_bytes)
+                relieve()
             current, chunks, flow_bytes = stream_id, [piece], size
             tunnel = find(stream_id)
             handler = None if tunnel is None else tunnel.handler

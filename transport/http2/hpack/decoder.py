@@ -1,8 +1,8 @@
 """HPACK decoding with bounded effort, and a cache of whole blocks.
 
-A block that only names table entries decodes to the same list until the dynamic table changes, so its
-result is kept under its octets and handed out again: the usual case for a peer that repeats a response or a
-request. A header list over the limits is still decoded to its end, because the table must stay in step with
+A block that inserts nothing decodes to the same list until the dynamic table changes, so its result is kept
+under its octets and handed out again: the usual case for a peer that repeats a response or a request. A
+block with a secret in it, by its name or because the peer says so (7.1.3), is not kept. A header list over the limits is still decoded to its end, because the table must stay in step with
 the peer's, but nothing of it is kept: the fault is the stream's, not the connection's.
 """
 
@@ -16,6 +16,8 @@ from transport.http2.hpack import huffman
 from transport.http2.hpack.table import DEFAULT_TABLE_BYTES, STATIC, STATIC_COUNT, HpackError, entry_bytes
 
 _CACHED_BLOCKS: Final = 64
+_MAX_CACHED_BYTES: Final = 1024
+_SECRETS: Final = frozenset({b"authorization", b"proxy-authorization", b"cookie", b"set-cookie"})
 _MAX_INTEGER_OCTETS: Final = 4  # 28 bits beyond the prefix: more than any length or index we accept
 
 
@@ -94,8 +96,9 @@ class Decoder:
                 is_cacheable = False
                 continue
             else:  # 6.2: literal, with incremental indexing or without
-                is_cacheable = False
                 mask = 0x3F if first & 0x40 else 0x0F
+                if first & 0x50:  # inserts, or is a secret
+                    is_cacheable = False
                 index = first & mask
                 if index == mask:
                     index, position = decode_integer(block, position, mask)
@@ -118,6 +121,8 @@ class Decoder:
                 if first_of_value & 0x80:
                     value = huffman.decode(value)
                 header = (name, value)
+                if name in _SECRETS:
+                    is_cacheable = False
                 if mask == 0x3F:
                     self._insert(header)
             room -= len(header[0]) + len(header[1]) + 32
@@ -127,7 +132,7 @@ class Decoder:
                 excess = "header_list_too_large"
         if len(headers) > self._max_list_count and not excess:
             excess = "too_many_headers"
-        is_cacheable = is_cacheable and not excess
+        is_cacheable = is_cacheable and not excess and end <= _MAX_CACHED_BYTES
         result = HeaderBlock(HeaderList(headers) if is_cacheable else headers, excess)
         if is_cacheable:
             if len(self._cache) >= _CACHED_BLOCKS:
