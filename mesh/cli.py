@@ -77,6 +77,12 @@ def _node(options: argparse.Namespace) -> int:
     return node_command.run(options)
 
 
+def _workload(options: argparse.Namespace) -> int:
+    from mesh import workload_command  # noqa: PLC0415
+
+    return workload_command.run(options)
+
+
 def _token(options: argparse.Namespace) -> int:
     from mesh import token  # noqa: PLC0415
 
@@ -120,6 +126,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_status(commands)
     _add_config(commands)
     _add_node(commands)
+    _add_workload(commands)
     _add_why(commands)
     _add_waypoint(commands)
     _add_membership(commands)
@@ -178,6 +185,31 @@ def _add_node(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     where.add_argument("--pid", help="of a process in the namespace, of a container for example")
     attach.add_argument("--wait", action="store_true", help="until it is captured")
     detach.add_argument("workload", metavar="NAMESPACE/NAME")
+
+
+def _add_workload(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    workload = commands.add_parser("workload", help="workloads that this node registers, without a manifest")
+    inner = workload.add_subparsers(metavar="COMMAND", required=True, dest="workload_command")
+    add = inner.add_parser("add", help="attach a workload and make it known to the mesh")
+    listing = inner.add_parser("list", help="what is registered, and what became of it")
+    remove = inner.add_parser("remove", help="forget its address, and remove its rules")
+    for each in (add, listing, remove):
+        each.set_defaults(work=_workload)
+        each.add_argument("--agent", metavar="SOCKET", type=Path, default=DEFAULT_AGENT_SOCKET)
+    for each in (add, remove):
+        each.add_argument("name")
+        each.add_argument("-n", "--namespace", default="default")
+    listing.add_argument("--control-plane", default="", metavar="HOST:PORT", help="of all nodes, from there")
+    where = add.add_mutually_exclusive_group(required=True)
+    where.add_argument("--netns", dest="path", metavar="PATH", help="such as /run/netns/NAME")
+    where.add_argument("--pid", help="of a process in the network namespace")
+    where.add_argument("--container", metavar="ID", help="of Podman or Docker; a name will do")
+    where.add_argument("--unit", help="of systemd, with NetworkNamespacePath= or PrivateNetwork=")
+    add.add_argument("--service-account", default="default")
+    add.add_argument("--label", action="append", default=[], metavar="KEY=VALUE")
+    add.add_argument("--address", action="append", default=[], help="instead of those in the namespace")
+    add.add_argument("--network", default="", help="instead of the mesh's")
+    add.add_argument("--wait", action="store_true", help="until it is captured")
 
 
 def _add_membership(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

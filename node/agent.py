@@ -11,7 +11,7 @@ the control plane, also after a restart.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import trio
 
@@ -22,6 +22,7 @@ from node.attachment import (
     NodeState,
     Reference,
     ReferenceKind,
+    Registration,
     check_uid,
     check_workload_names,
 )
@@ -33,7 +34,8 @@ from node.errors import (
     UnknownAttachmentError,
 )
 from node.keeper import Goal, Keeper, KeeperSettings, Rules, Ztunnels
-from node.namespaces import another_process_in, leads_to, open_reference
+from node.namespaces import another_process_in, cookie_of, leads_to, open_bound
+from node.processes import boot_id, wait_end
 from node.state_file import StateFile
 from telemetry.logging import get_logger
 from transport.errors import MeshError
@@ -52,6 +54,8 @@ class AttachRequest:
     service_account: str
     reference: Reference
     uid: str = ""  # empty: namespace/name
+    registration: Registration | None = None
+    origin: str = ""
 
     def checked_uid(self) -> str:
         """Raises BadRequestError for any field that is no good."""
@@ -76,6 +80,7 @@ class Agent:
         self._threads = trio.CapacityLimiter(MAX_THREADS)
         self._saving = trio.Lock()
         self._changed = trio.Event()
+        self._boot = boot_id()
         self._own_namespace: tuple[int, int] = (0, 0)
         self._nursery: trio.Nursery | None = None
         self.state_problem = ""
@@ -106,6 +111,10 @@ class Agent:
         if old is not None and not self._is_same(old, request):
             await self._detach(old, grace_s=0.0)
         attachment = self._attach_now(uid, request)
+        keeper = self._keepers.get(uid)
+        if keeper is not None and keeper.attachment.registration != request.registration:
+            keeper.register(request.registration)
+            self._announce()
         await self._save()
         return attachment
 
@@ -114,6 +123,19 @@ class Agent:
         UnknownAttachmentError.
         """
         await self._detach(self._keeper(uid), grace_s=grace_s)
+
+    def ended(self, origin: str) -> None:
+        """What enrolled these workloads says that they have ended: they are let go at once."""
+        for keeper in self._keepers.values():
+            if keeper.attachment.origin == origin and keeper.goal is not Goal.GONE:
+                self._let_go(keeper, "workload_ended")
+
+    def set_health(self, origin: str, unhealthy: str) -> None:
+        """`unhealthy` says why nothing should be sent there; empty: all is well."""
+        for keeper in self._keepers.values():
+            if keeper.attachment.origin == origin and keeper.unhealthy != unhealthy:
+                keeper.unhealthy = unhealthy
+                self._announce()
 
     async def wait(self, uid: str, *, is_captured: bool, timeout_s: float) -> Attachment:
         """Returns once the workload is captured, or is not. Raises NotReachedError,
@@ -197,27 +219,32 @@ class Agent:
             log.warning("state_unreadable", error=str(error), set_aside=str(aside))
             self.state_problem = f"{error.text}; set aside as {aside}"
             state = NodeState()
+        if state.boot and state.boot != self._boot:
+            # What was attached ended with the last boot, whatever has its names now.
+            for attachment in state.attachments.values():
+                log.info("not_restored", workload=attachment.full_name, reason="the host was booted since")
+            return
         for attachment in state.attachments.values():
             try:
-                handle = self._reopen(attachment)
+                restored, handle = self._reopen(attachment)
             except MeshError as error:
                 log.warning("namespace_gone", workload=attachment.full_name, error=error.text)
                 continue
             order = state.orders.get(attachment.uid)
             if order is not None:
                 self._orders[attachment.uid] = order
-            self._keep(attachment, handle, nursery)
+            self._keep(restored, handle, nursery)
 
-    def _reopen(self, attachment: Attachment) -> NetworkNamespace:
-        """The namespace of a saved attachment, if it is still the same. Raises a MeshError."""
+    def _reopen(self, attachment: Attachment) -> tuple[Attachment, NetworkNamespace]:
+        """A saved attachment and its namespace, if it is still the same. Raises a MeshError."""
         reference = attachment.reference
         if not leads_to(reference, attachment.identity) and reference.kind is ReferenceKind.PID:
             reference = another_process_in(attachment.identity) or reference
-        handle = open_reference(reference)
-        if handle.identity != attachment.identity:
+        reference, handle = open_bound(reference)
+        if handle.identity != attachment.identity or attachment.cookie not in {0, cookie_of(handle)}:
             handle.close()
             raise NamespaceRefusedError(f"{reference} is another namespace now")
-        return handle
+        return replace(attachment, reference=reference), handle
 
     def _is_same(self, keeper: Keeper, request: AttachRequest) -> bool:
         """The request names what is attached already."""
@@ -226,6 +253,8 @@ class Agent:
             (kept.namespace, kept.name, kept.service_account)
             == (request.namespace, request.name, request.service_account)
             and leads_to(request.reference, kept.identity)
+            and request.origin == kept.origin
+            and (request.registration is None) == (kept.registration is None)
             and keeper.goal not in {Goal.DETACHED, Goal.GONE}
         )
 
@@ -237,7 +266,7 @@ class Agent:
             raise NamespaceRefusedError(f"{uid!r} is being attached by another request")
         if len(self._keepers) >= MAX_ATTACHMENTS:
             raise TooManyAttachmentsError(f"{MAX_ATTACHMENTS} workloads are attached, which is the limit")
-        handle = open_reference(request.reference)
+        reference, handle = open_bound(request.reference)
         try:
             self._check_free(handle.identity)
         except NamespaceRefusedError:
@@ -248,8 +277,11 @@ class Agent:
             namespace=request.namespace,
             name=request.name,
             service_account=request.service_account,
-            reference=request.reference,
+            reference=reference,
             identity=handle.identity,
+            cookie=cookie_of(handle),
+            origin=request.origin,
+            registration=request.registration,
         )
         assert self._nursery is not None, "attach() before run()"
         self._keep(attachment, handle, self._nursery)
@@ -287,7 +319,10 @@ class Agent:
         self._announce()
 
     async def _run_keeper(self, keeper: Keeper) -> None:
-        await keeper.run()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._follow_process, keeper)
+            await keeper.run()
+            nursery.cancel_scope.cancel()
         uid = keeper.attachment.uid
         if self._keepers.get(uid) is keeper:
             del self._keepers[uid]
@@ -309,17 +344,34 @@ class Agent:
             if self._is_unsaved:
                 await self._save()
             for keeper in list(self._keepers.values()):
-                kept = keeper.attachment
-                if keeper.goal is Goal.GONE or leads_to(kept.reference, kept.identity):
-                    continue
-                is_pid = kept.reference.kind is ReferenceKind.PID
-                other = another_process_in(kept.identity) if is_pid else None
-                if other is None:
-                    log.warning("namespace_gone", workload=kept.full_name, netns=str(kept.reference))
-                    keeper.wish(Goal.GONE)
-                else:
-                    await keeper.refer(other)
+                await self._look_at(keeper)
             await trio.sleep(WATCH_INTERVAL_S)
+
+    async def _look_at(self, keeper: Keeper) -> None:
+        kept = keeper.attachment
+        if keeper.goal is Goal.GONE or leads_to(kept.reference, kept.identity):
+            return
+        is_pid = kept.reference.kind is ReferenceKind.PID
+        other = another_process_in(kept.identity) if is_pid else None
+        if other is None:
+            self._let_go(keeper, "namespace_gone")
+        else:
+            await keeper.refer(other)
+
+    def _let_go(self, keeper: Keeper, event: str) -> None:
+        """The workload has ended: whoever looks next does not find it any more."""
+        kept = keeper.attachment
+        log.warning(event, workload=kept.full_name, netns=str(kept.reference))
+        keeper.wish(Goal.GONE)
+        self._announce()
+
+    async def _follow_process(self, keeper: Keeper) -> None:
+        """Looks at once when the process ends by which the namespace is found; `_watch` sees the rest."""
+        while (reference := keeper.attachment.reference).kind is ReferenceKind.PID:
+            await wait_end(int(reference.value), reference.started)
+            await self._look_at(keeper)
+            if keeper.attachment.reference == reference:
+                return
 
     async def _attachment_changed(self, _: Keeper) -> None:
         await self._save()
@@ -333,7 +385,9 @@ class Agent:
         """Writes the state; a failure (disk full) is shown, does not stop anything and is mended later."""
         async with self._saving:
             state = NodeState(
-                {uid: keeper.attachment for uid, keeper in self._keepers.items()}, dict(self._orders)
+                {uid: keeper.attachment for uid, keeper in self._keepers.items()},
+                dict(self._orders),
+                self._boot,
             )
             problem = ""
             try:

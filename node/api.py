@@ -17,7 +17,9 @@ from typing import Any
 import trio
 
 from node.agent import Agent, AttachRequest
-from node.attachment import CaptureOrder, Reference
+from node.attachment import CaptureOrder, Registration
+from node.enrolment.declaration import parse_addresses, parse_labels
+from node.enrolment.resolve import Resolver
 from node.errors import BadRequestError
 from node.keeper import Goal, Keeper
 from telemetry.logging import get_logger
@@ -28,6 +30,7 @@ MAX_CONNECTIONS = 32
 MAX_WAIT_S = 600.0
 IDLE_S = 60.0
 ANSWER_DEADLINE_S = 10.0
+KINDS = ("name", "path", "pid", "container", "unit")
 
 log = get_logger("node.api")
 
@@ -35,9 +38,10 @@ log = get_logger("node.api")
 class ApiServer:
     """`status` gives what only the composition root knows: the node's name, links and the like."""
 
-    def __init__(self, agent: Agent, status: Callable[[], dict[str, object]]) -> None:
+    def __init__(self, agent: Agent, status: Callable[[], dict[str, object]], resolver: Resolver) -> None:
         self._agent = agent
         self._status = status
+        self._resolver = resolver
         self._slots = trio.CapacityLimiter(MAX_CONNECTIONS)
 
     async def run(
@@ -103,7 +107,7 @@ class ApiServer:
     async def _perform(self, request: dict[str, Any]) -> dict[str, Any]:
         match request.get("op"):
             case "attach":
-                attachment = await self._agent.attach(_attach_request(request))
+                attachment = await self._agent.attach(await self._attach_request(request))
                 return {"uid": attachment.uid}
             case "detach":
                 grace_s = request.get("grace_s")
@@ -123,6 +127,20 @@ class ApiServer:
                 return dict(self._status())
             case other:
                 raise BadRequestError(f"op {str(other)[:50]!r} is none of attach, detach, wait, list, status")
+
+    async def _attach_request(self, request: dict[str, Any]) -> AttachRequest:
+        netns = request.get("netns")
+        if not isinstance(netns, dict):
+            kinds = " | ".join(f'"{kind}"' for kind in KINDS)
+            raise BadRequestError(f'`netns` must be {{"kind": {kinds}, "value": "..."}}')
+        return AttachRequest(
+            namespace=_text(request, "namespace"),
+            name=_text(request, "name"),
+            service_account=_text(request, "service_account"),
+            reference=await self._resolver.resolve(_text(netns, "kind"), _text(netns, "value")),
+            uid=_text(request, "uid") if "uid" in request else "",
+            registration=_registration(request),
+        )
 
 
 def may_use(sock: trio.socket.SocketType) -> bool:
@@ -161,16 +179,19 @@ def _number(request: dict[str, Any], field: str) -> float:
     return float(value)
 
 
-def _attach_request(request: dict[str, Any]) -> AttachRequest:
-    netns = request.get("netns")
-    if not isinstance(netns, dict):
-        raise BadRequestError('`netns` must be {"kind": "name" | "path" | "pid", "value": "..."}')
-    return AttachRequest(
-        namespace=_text(request, "namespace"),
-        name=_text(request, "name"),
-        service_account=_text(request, "service_account"),
-        reference=Reference.parse(_text(netns, "kind"), _text(netns, "value")),
-        uid=_text(request, "uid") if "uid" in request else "",
+def _registration(request: dict[str, Any]) -> Registration | None:
+    said = request.get("registration")
+    if said is None:
+        return None
+    labels, addresses = (said.get("labels"), said.get("addresses")) if isinstance(said, dict) else (0, 0)
+    if not isinstance(labels, dict) or not isinstance(addresses, list):
+        raise BadRequestError(
+            '`registration` must be {"labels": {...}, "addresses": [...], "network": "..."}'
+        )
+    return Registration(
+        parse_labels([f"{key}={value}" for key, value in labels.items()]),
+        parse_addresses([str(each) for each in addresses]),
+        _text(said, "network"),
     )
 
 
@@ -188,6 +209,11 @@ def _listed(keeper: Keeper, order: CaptureOrder | None) -> dict[str, Any]:
         "is_wanted": None if order is None else order.is_wanted,
         "reason": "" if order is None else order.reason,
         "problem": keeper.problem,
+        "origin": kept.origin,
+        "is_registering": kept.registration is not None,
+        "registration": "" if order is None else order.registration,
+        "registration_problem": "" if order is None else order.registration_problem,
+        "unhealthy": keeper.unhealthy,
     }
 
 

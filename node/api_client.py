@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import socket
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -49,6 +50,11 @@ class ListedWorkload:
     is_wanted: bool | None
     reason: str
     problem: str
+    origin: str = ""  # who enrolled it: empty by hand, else a container or a unit
+    is_registering: bool = False
+    registration: str = ""  # registered, refused, shadowed; empty: not known yet
+    registration_problem: str = ""
+    unhealthy: str = ""
 
 
 class AgentClient:
@@ -81,11 +87,20 @@ class AgentClient:
         self._socket.close()
 
     def attach(
-        self, namespace: str, name: str, service_account: str, netns: tuple[str, str], *, uid: str = ""
+        self,
+        namespace: str,
+        name: str,
+        service_account: str,
+        netns: tuple[str, str],
+        *,
+        uid: str = "",
+        registration: Mapping[str, object] | None = None,
     ) -> str:
-        """Attaches the workload whose network namespace is `netns`: ("name" | "path" | "pid", value).
+        """Attaches the workload whose network namespace is `netns`: ("name" | "path" | "pid" | "container" |
+        "unit", value).
 
-        Gives its uid. Capture follows when the control plane orders it; see `wait`.
+        `registration` makes it known to the mesh without a manifest: {labels, addresses, network}. Gives its
+        uid. Capture follows when the control plane orders it; see `wait`.
         """
         kind, value = netns
         answer = self._request(
@@ -96,6 +111,7 @@ class AgentClient:
                 "service_account": service_account,
                 "netns": {"kind": kind, "value": value},
                 "uid": uid,
+                "registration": registration,
             }
         )
         return str(answer["uid"])

@@ -13,6 +13,8 @@ import trio
 from node.agent import Agent
 from node.api import ApiServer
 from node.control_plane import ControlPlaneLink, Orders
+from node.enrolment.watches import Watches
+from node.keeper import Goal, Keeper
 from node.kernel import Redirection, find_programs
 from node.renewal import Renewal
 from node.settings import NodeSettings
@@ -58,6 +60,7 @@ async def run(settings: NodeSettings) -> None:
             apply=apply,
         )
         renewal = Renewal(settings.link)
+        watches = Watches(agent, settings.engine_sockets, watches_units=settings.watches_units)
 
         def status() -> dict[str, object]:
             return {
@@ -68,6 +71,7 @@ async def run(settings: NodeSettings) -> None:
                 "waypoints": [waypoint_json(keeper) for keeper in waypoints.keepers()],
                 "state_problem": agent.state_problem,
                 "token_problem": renewal.problem,
+                **watches.status(),
             }
 
         async with trio.open_nursery() as nursery:
@@ -75,10 +79,11 @@ async def run(settings: NodeSettings) -> None:
             await nursery.start(waypoints.run)
             nursery.start_soon(_follow_attachments, agent, waypoints)
             await nursery.start(zds.run, zds_listener)
-            await nursery.start(ApiServer(agent, status).run, api_listener)
+            await nursery.start(ApiServer(agent, status, watches.resolver).run, api_listener)
             nursery.start_soon(_follow_ztunnels, zds, agent)
             nursery.start_soon(link.run)
             nursery.start_soon(renewal.run)
+            await nursery.start(watches.run)
             nursery.start_soon(_stop_on_signal, nursery.cancel_scope)
             manager = ServiceManager.from_environment(os.environ)
             nursery.start_soon(manager.stay_alive)
@@ -131,22 +136,32 @@ def waypoint_report(keeper: WaypointKeeper) -> node_pb2.WaypointReport:
     )
 
 
+def workload_report(keeper: Keeper) -> node_pb2.AttachedWorkload:
+    kept = keeper.attachment
+    said = node_pb2.AttachedWorkload(
+        uid=kept.uid,
+        namespace=kept.namespace,
+        name=kept.name,
+        service_account=kept.service_account,
+        addresses=keeper.addresses,
+        is_captured=kept.is_captured,
+        problem=keeper.problem,
+    )
+    if (registration := kept.registration) is not None and keeper.has_looked:
+        said.registration.labels.update(registration.labels)
+        said.registration.addresses.extend(registration.addresses)
+        said.registration.network = registration.network
+        said.registration.unhealthy = keeper.unhealthy
+        said.registration.SetInParent()
+    return said
+
+
 def report(agent: Agent, waypoints: Waypoints, node: str) -> node_pb2.NodeReport:
     """What the control plane is told."""
     return node_pb2.NodeReport(
         node=node,
-        workloads=[
-            node_pb2.AttachedWorkload(
-                uid=keeper.attachment.uid,
-                namespace=keeper.attachment.namespace,
-                name=keeper.attachment.name,
-                service_account=keeper.attachment.service_account,
-                addresses=keeper.addresses,
-                is_captured=keeper.attachment.is_captured,
-                problem=keeper.problem,
-            )
-            for keeper, _ in agent.keepers()
-        ],
+        # What has ended is not told any more, although its ztunnel may still have to let go of it.
+        workloads=[workload_report(keeper) for keeper, _ in agent.keepers() if keeper.goal is not Goal.GONE],
         waypoints=[waypoint_report(keeper) for keeper in waypoints.keepers()],
     )
 

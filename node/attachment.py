@@ -28,8 +28,11 @@ class ReferenceKind(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Reference:
+    """`started` is the start time of a process (node/processes.py): its number may be used again."""
+
     kind: ReferenceKind
     value: str
+    started: int = 0
 
     @classmethod
     def parse(cls, kind: str, value: str) -> Reference:
@@ -57,12 +60,27 @@ class Reference:
 
 
 @dataclass(frozen=True, slots=True)
+class Registration:
+    """What the control plane is told of a workload that no manifest describes.
+
+    Without addresses: those of the namespace.
+    """
+
+    labels: tuple[tuple[str, str], ...] = ()
+    addresses: tuple[str, ...] = ()
+    network: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Attachment:
     """One attached workload, as it is kept on disk.
 
     `identity` is (device, inode) of the namespace: a reference that leads elsewhere later names another
-    namespace. `is_captured`: rules are in place and a ztunnel has taken the workload; it stays true while a
-    ztunnel or this agent restarts, because the promise "traffic to it may be sent as HBONE" stays true.
+    namespace. While no agent runs, inodes may be used again; `cookie` is not, until the next boot. `origin`
+    says who enrolled it: empty by hand, else the container or unit.
+
+    `is_captured`: rules are in place and a ztunnel has taken the workload; it stays true while a ztunnel or
+    this agent restarts, because the promise "traffic to it may be sent as HBONE" stays true.
     """
 
     uid: str
@@ -72,6 +90,9 @@ class Attachment:
     reference: Reference
     identity: tuple[int, int]
     is_captured: bool = False
+    cookie: int = 0
+    origin: str = ""
+    registration: Registration | None = None
 
     @property
     def full_name(self) -> str:
@@ -87,14 +108,19 @@ class CaptureOrder:
 
     is_wanted: bool
     reason: str = ""
+    registration: str = ""  # registered, refused, shadowed; empty: it has none
+    registration_problem: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class NodeState:
-    """All that survives a restart of the agent."""
+    """All that survives a restart of the agent. `boot` is that in which it was written: no namespace and no
+    process lives longer.
+    """
 
     attachments: dict[str, Attachment] = field(default_factory=dict)
     orders: dict[str, CaptureOrder] = field(default_factory=dict)
+    boot: str = ""
 
 
 def check_workload_names(namespace: str, name: str, service_account: str) -> None:
@@ -119,21 +145,45 @@ STATE_VERSION = 1
 def to_json(state: NodeState) -> dict[str, object]:
     return {
         "version": STATE_VERSION,
+        "boot": state.boot,
         "attachments": [
             {
                 "uid": each.uid,
                 "namespace": each.namespace,
                 "name": each.name,
                 "service_account": each.service_account,
-                "netns": {"kind": each.reference.kind.value, "value": each.reference.value},
+                "netns": {
+                    "kind": each.reference.kind.value,
+                    "value": each.reference.value,
+                    "started": each.reference.started,
+                },
                 "identity": list(each.identity),
                 "is_captured": each.is_captured,
+                "cookie": each.cookie,
+                "origin": each.origin,
+                "registration": _registration_json(each.registration),
             }
             for each in state.attachments.values()
         ],
         "orders": {
-            uid: {"capture": order.is_wanted, "reason": order.reason} for uid, order in state.orders.items()
+            uid: {
+                "capture": order.is_wanted,
+                "reason": order.reason,
+                "registration": order.registration,
+                "registration_problem": order.registration_problem,
+            }
+            for uid, order in state.orders.items()
         },
+    }
+
+
+def _registration_json(registration: Registration | None) -> object:
+    if registration is None:
+        return None
+    return {
+        "labels": dict(registration.labels),
+        "addresses": list(registration.addresses),
+        "network": registration.network,
     }
 
 
@@ -156,13 +206,31 @@ def _from_json(document: object) -> NodeState:
             namespace=str(entry["namespace"]),
             name=str(entry["name"]),
             service_account=str(entry["service_account"]),
-            reference=Reference.parse(str(entry["netns"]["kind"]), str(entry["netns"]["value"])),
+            reference=replace(
+                Reference.parse(str(entry["netns"]["kind"]), str(entry["netns"]["value"])),
+                started=int(entry["netns"].get("started", 0)),
+            ),
             identity=(int(device), int(inode)),
             is_captured=entry["is_captured"] is True,
+            cookie=int(entry.get("cookie", 0)),
+            origin=str(entry.get("origin", "")),
+            registration=_registration_from(entry.get("registration")),
         )
         attachments[attachment.uid] = attachment
     orders = {
-        str(uid): CaptureOrder(order["capture"] is True, str(order["reason"]))
+        str(uid): CaptureOrder(
+            order["capture"] is True,
+            str(order["reason"]),
+            str(order.get("registration", "")),
+            str(order.get("registration_problem", "")),
+        )
         for uid, order in document["orders"].items()
     }
-    return NodeState(attachments, orders)
+    return NodeState(attachments, orders, str(document.get("boot", "")))
+
+
+def _registration_from(entry: object) -> Registration | None:
+    if not isinstance(entry, dict):
+        return None
+    labels = tuple((str(key), str(value)) for key, value in entry["labels"].items())
+    return Registration(labels, tuple(str(each) for each in entry["addresses"]), str(entry["network"]))

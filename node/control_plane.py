@@ -27,7 +27,14 @@ from transport.grpc.tls import TlsTrust
 METHOD = "/mycelia.node.NodeService/Attend"
 BACKOFF_FIRST_S = 0.1
 BACKOFF_LAST_S = 15.0
+RENEW_EVERY_S = 10.0  # a lease lives a minute
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
+
+_REGISTRATIONS: Mapping[int, str] = {
+    node_pb2.REGISTERED: "registered",
+    node_pb2.REFUSED: "refused",
+    node_pb2.SHADOWED: "shadowed",
+}
 
 log = get_logger("node.control_plane")
 
@@ -58,6 +65,7 @@ class ControlPlaneLink:
         self._wait_change = wait_change
         self._apply = apply
         self._backoff_s = BACKOFF_FIRST_S
+        self._has_lease = False
         self.problem = "not connected yet"  # empty while orders arrive
 
     async def run(self) -> None:
@@ -99,12 +107,16 @@ class ControlPlaneLink:
             if packed != sent:
                 await call.send(packed)
                 sent = packed
-            else:
+                continue
+            with trio.move_on_after(RENEW_EVERY_S) as idle:
                 await self._wait_change()
+            if idle.cancelled_caught and self._has_lease:
+                sent = None  # the same again renews the lease
 
     async def _take_orders(self, call: BidiStream) -> None:
         while (message := await call.receive()) is not None:
             orders = parse_orders(message)
+            self._has_lease = orders.has_lease
             self._backoff_s = BACKOFF_FIRST_S
             if self.problem:
                 log.info("control_plane_connected", orders=len(orders.captures))
@@ -118,6 +130,7 @@ class Orders:
 
     captures: Mapping[str, CaptureOrder]
     waypoints: Mapping[str, WaypointOrder]
+    has_lease: bool = False  # workloads are registered, which is to be renewed
 
 
 def parse_orders(message: bytes) -> Orders:
@@ -126,8 +139,16 @@ def parse_orders(message: bytes) -> Orders:
         orders = node_pb2.NodeOrders.FromString(message)
     except DecodeError as error:
         raise ControlPlaneError("orders of the control plane cannot be decoded") from error
-    captures = {order.uid: CaptureOrder(order.capture, order.reason) for order in orders.orders}
-    return Orders(captures, orders_from(list(orders.waypoints)))
+    captures = {
+        order.uid: CaptureOrder(
+            order.capture,
+            order.reason,
+            _REGISTRATIONS.get(order.registration, ""),
+            order.registration_problem,
+        )
+        for order in orders.orders
+    }
+    return Orders(captures, orders_from(list(orders.waypoints)), orders.lease_seconds > 0)
 
 
 def _read(path: Path, what: str) -> str:

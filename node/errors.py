@@ -142,6 +142,20 @@ class RenewalFailedError(NodeError):
     blame = Blame.REMOTE
 
 
+class EngineError(NodeError):
+    """A container engine does not answer, or its answer makes no sense."""
+
+    code = "MYC-5070"
+    blame = Blame.ENVIRONMENT
+
+
+class UnitRefusedError(NodeError):
+    """A systemd unit cannot be enrolled: it does not run, or has no network namespace of its own."""
+
+    code = "MYC-5071"
+    blame = Blame.ENVIRONMENT
+
+
 class WaypointProcessError(NodeError):
     """A waypoint cannot be run as it is ordered, or its process is gone."""
 

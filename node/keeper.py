@@ -26,7 +26,7 @@ from typing import Protocol, TypeVar, assert_never
 
 import trio
 
-from node.attachment import Attachment, Reference
+from node.attachment import Attachment, Reference, Registration
 from node.zds import ServedWorkload
 from telemetry.logging import get_logger
 from transport.errors import MeshError
@@ -149,6 +149,8 @@ class Keeper:
         self.attachment = attachment
         self.addresses: tuple[str, ...] = ()
         self.problem = ""
+        self.unhealthy = ""
+        self.has_looked = False  # `addresses` is what is there
         self.goal = Goal.UNDECIDED
         self.has_ended = trio.Event()
         self._handle = handle
@@ -186,6 +188,10 @@ class Keeper:
         """Look again: something that decides the next step may have changed."""
         self._woken.set()
 
+    def register(self, registration: Registration | None) -> None:
+        """From now on the control plane is told this of it; the caller saves."""
+        self.attachment = replace(self.attachment, registration=registration)
+
     async def refer(self, reference: Reference) -> None:
         """From now on the namespace is found by this reference."""
         self.attachment = replace(self.attachment, reference=reference)
@@ -201,6 +207,10 @@ class Keeper:
 
     def duplicate_namespace(self) -> NetworkNamespace | None:
         return None if self._handle.is_closed else self._handle.duplicate()
+
+    @property
+    def is_ending(self) -> bool:
+        return self.goal in {Goal.DETACHED, Goal.GONE}
 
     @property
     def is_settled(self) -> bool:
@@ -293,8 +303,8 @@ class Keeper:
 
     async def _read_addresses(self) -> None:
         addresses = await self._in_thread(self._rules.addresses)
-        if addresses != self.addresses:
-            self.addresses = addresses
+        if addresses != self.addresses or not self.has_looked:
+            self.addresses, self.has_looked = addresses, True
             self._noticed()
 
     async def _grace(self) -> None:

@@ -14,6 +14,7 @@ from node.rules import RuleOptions
 
 DEFAULT_ZDS_SOCKET = Path("/var/run/ztunnel/ztunnel.sock")
 DEFAULT_API_SOCKET = Path("/var/run/mycelia/node.sock")
+DEFAULT_ENGINES = (Path("/run/podman/podman.sock"), Path("/run/docker.sock"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +27,8 @@ class NodeSettings:
     rules: RuleOptions
     keeper: KeeperSettings
     waypoint_drain_s: float
+    engine_sockets: tuple[Path, ...]
+    watches_units: bool
     log_level: str
     is_log_json: bool
 
@@ -44,6 +47,8 @@ def parse_arguments(arguments: Sequence[str]) -> NodeSettings:
         keeper=KeeperSettings(
             release_grace_s=parsed.release_grace, check_interval_s=max(0.1, parsed.check_interval)
         ),
+        engine_sockets=() if parsed.no_containers else tuple(parsed.engine_socket or DEFAULT_ENGINES),
+        watches_units=not parsed.no_units,
         waypoint_drain_s=max(0.1, parsed.waypoint_drain),
         log_level=parsed.log_level,
         is_log_json=parsed.log_format == "json",
@@ -73,6 +78,15 @@ def _parser() -> argparse.ArgumentParser:
     add("--release-grace", type=float, default=2.0, metavar="SECONDS", help="between report and release")
     add("--check-interval", type=float, default=30.0, metavar="SECONDS", help="between looks at the rules")
     add("--waypoint-drain", type=float, default=5.0, metavar="SECONDS", help="for what a waypoint has open")
+    add(
+        "--engine-socket",
+        action="append",
+        type=Path,
+        metavar="PATH",
+        help="API of an engine whose labelled containers are enrolled; repeatable (Podman's and Docker's)",
+    )
+    add("--no-containers", action="store_true", help="enrol no containers by themselves")
+    add("--no-units", action="store_true", help="enrol no systemd units by themselves")
     add("--capture-dns", action="store_true", help="redirect DNS too; needs a ztunnel with a DNS proxy")
     add("--let-probes-through", action="store_true", help="exempt Kubernetes' translated health checks")
     add("--log-level", default="info")

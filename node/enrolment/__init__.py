@@ -1,0 +1,1 @@
+"""Workloads that declare themselves: containers by labels, systemd units by X-Mycelia options."""
