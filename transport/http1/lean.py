@@ -14,11 +14,13 @@ from collections.abc import Iterable, Sequence
 from typing import Final, TypeVar
 
 from transport.http1 import writing
+from transport.http1.events import DataReceived, Event, Header, HeadersReceived
+from transport.http1.exchange import Receiving
 from transport.http1.meaning import RequestHead, ResponseHead
 from transport.http1.receiving import ReceivingHalf
 from transport.http1.settings import Http1Settings, Role
 from transport.http1.writing import HeadPlan
-from transport.http2.events import Header, HeaderList
+from transport.http2.events import HeaderList
 
 _MAX_KNOWN: Final = 512  # heads of each kind; at the bound all are forgotten
 _MAX_HEAD_BYTES: Final = 1024
@@ -48,6 +50,36 @@ class LeanCodec(ReceivingHalf):
     def __init__(self, role: Role, settings: Http1Settings) -> None:
         super().__init__(role, settings)
         self._known = _known.get(settings) or _known.setdefault(settings, _Known())
+
+    def receive(self, data: memoryview | bytes | bytearray) -> list[Event]:
+        # A known head that comes alone, or with all of a short content: the long way would say the same.
+        if len(data) <= _MAX_HEAD_BYTES and self._receiving == Receiving.HEAD and not self._input:
+            octets = bytes(data)
+            end = octets.find(b"\r\n\r\n") + 4
+            found = self._receive_request(octets) if self._is_server else self._receive_response(octets, end)
+            if found is not None:
+                return found
+        return super().receive(data)
+
+    def _receive_request(self, octets: bytes) -> list[Event] | None:
+        request = self._known.requests.get(octets)
+        if request is None or request.content or request.upgrade:
+            return None
+        return [self._begin_request(request)]
+
+    def _receive_response(self, octets: bytes, end: int) -> list[Event] | None:
+        if self._is_head or self._upgrade:
+            return None
+        response = self._known.responses.get(octets[:end])
+        if response is None or response.status < 200 or response.content != len(octets) - end:
+            return None
+        self._begin_response(response)
+        stream, content = self._stream, response.content
+        events: list[Event] = [HeadersReceived(stream, response.headers, not content, is_trailers=False)]
+        if content:
+            events.append(DataReceived(stream, memoryview(octets)[end:], content, end_stream=True))
+        self._received_all()
+        return events
 
     def _read_request(self, head: bytes) -> RequestHead:
         known = self._known.requests

@@ -236,7 +236,9 @@ class ReceivingHalf(SendingHalf):
         return end
 
     def _on_request(self, head: bytes) -> None:
-        request = self._read_request(head)
+        self._events.append(self._begin_request(self._read_request(head)))
+
+    def _begin_request(self, request: RequestHead) -> HeadersReceived:
         self._begin_exchange()
         self._is_head = request.is_head
         self._upgrade = request.upgrade
@@ -246,28 +248,32 @@ class ReceivingHalf(SendingHalf):
         content = request.content
         self._awaits_continue = request.expects_continue and content != 0
         ends = content == 0 and not request.upgrade
-        self._events.append(HeadersReceived(self._stream, request.headers, ends, is_trailers=False))
         if content == 0:
             self._receiving = Receiving.HELD
         else:
             self._begin_content(content)
+        return HeadersReceived(self._stream, request.headers, ends, is_trailers=False)
 
     def _on_response(self, head: bytes) -> None:
         response = self._read_response(head)
-        self._awaits_continue = False
         if response.status < 200:
+            self._awaits_continue = False
             self._on_informational(response.status, response.headers)
             return
-        if not response.keeps_alive:
-            self._keeps_alive = False
-        if self._sending == Sending.BEFORE_101:
-            self._sending = Sending.ENDED
+        self._begin_response(response)
         ends = response.content == 0
         self._events.append(HeadersReceived(self._stream, response.headers, ends, is_trailers=False))
         if ends:
             self._received_all()
         else:
             self._begin_content(response.content)
+
+    def _begin_response(self, response: ResponseHead) -> None:
+        self._awaits_continue = False
+        if not response.keeps_alive:
+            self._keeps_alive = False
+        if self._sending == Sending.BEFORE_101:
+            self._sending = Sending.ENDED
 
     def _on_informational(self, status: int, headers: list[Header]) -> None:
         self._informational += 1

@@ -28,6 +28,8 @@ _unpack = frames.FRAME_HEADER.unpack_from
 _unpack_small = frames.SHORT_FRAME_HEADER.unpack_from
 _EMPTY: Final = memoryview(b"")
 
+_SHORT_BLOCK: Final = 4096 << 8 | 0xFF  # less than any limit of ours on frames and blocks
+
 # What the next frame has to be, if not any
 _ANYTHING: Final = 0
 _SETTINGS_FIRST: Final = 1
@@ -129,6 +131,12 @@ class LeanCodec(ControlHalf):
                         self._tail = 0
                         self._data_stream = stream
                         self._data_ends = flags == 1
+                    continue
+            if word & 0xFF == 1 and flags | 1 == 5 and word <= _SHORT_BLOCK and not self._constraint:
+                stop = position + 9 + (word >> 8)  # HEADERS, whole, with nothing but its block
+                if stop <= end and stream_id & 1 and stream_id <= MAX_STREAM_ID:
+                    self._on_block(stream_id, bytes(view[position + 9 : stop]), flags == 5)
+                    position = stop
                     continue
             stream_id &= MAX_STREAM_ID
             needed = self._admit(word, flags, stream_id)

@@ -144,7 +144,6 @@ class SendingHalf:
         # A message within the windows on an open stream, by far the most: what the methods below do, inline.
         if (
             stream is not None
-            and not end_stream
             and 0 < size <= self.peer_max_frame
             and size <= stream.out_window
             and size <= self._out_window
@@ -155,8 +154,10 @@ class SendingHalf:
             self._out_window -= size
             stream.has_sent_data = True
             self._guard.data_frames_sent += 1
-            self._out += _pack(size << 8, 0, stream_id)
+            self._out += _pack(size << 8, 1 if end_stream else 0, stream_id)
             self._out += data
+            if end_stream:
+                self._close_local(stream)
             return
         stream = self._sending_stream(stream_id)
         if stream is None:

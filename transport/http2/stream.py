@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 from transport.http2.events import Header
 from transport.http2.headers import (
@@ -16,9 +17,14 @@ from transport.http2.headers import (
 )
 
 
+_ORDINARY: Final = frozenset({(b":method", b"GET"), (b":method", b"POST")})
+
+
 def describe_request(headers: Sequence[Header]) -> RequestHead:
     """What a client's codec must know of its own request to judge the response."""
     method, is_extended = b"", False
+    if headers and headers[0] in _ORDINARY:
+        return ORDINARY_HEAD
     for name, value in headers:
         if name == b":method":
             method = value

@@ -274,13 +274,14 @@ class _PathIndex:
 class HttpTable:
     """The rules of one port, compiled."""
 
-    __slots__ = ("_any_case", "_entries", "_index", "_limit")
+    __slots__ = ("_any_case", "_catches_all", "_entries", "_index", "_limit")
 
     def __init__(self, entries: Sequence[RouteEntry]) -> None:
         """`entries` are numbered in their order, from 0."""
         assert all(left.order < right.order for left, right in pairwise(entries)), "entries come in order"
         self._entries = tuple(entries)
         self._limit = len(entries)
+        self._catches_all = entries[0] if entries and _takes_any_path(entries[0]) else None
         lower = [entry for entry in entries if _is_any_case(entry)]
         self._index = _PathIndex(entry for entry in entries if not _is_any_case(entry))
         self._any_case = _PathIndex(lower) if lower else None
@@ -288,6 +289,8 @@ class HttpTable:
     def match(self, facts: RequestFacts) -> RouteEntry | None:
         """The entry that decides, or None: no rule for this request (404, NR)."""
         path = facts.path
+        if self._catches_all is not None and path[:1] == b"/":
+            return self._catches_all  # the first rule, with nothing to ask: as services without routes have
         best = self._index.first(path, facts, None, self._limit)
         if self._any_case is not None:
             limit = self._limit if best is None else best.order
@@ -303,6 +306,13 @@ class HttpTable:
                 return entry, (*lines, f"{entry.rule.name}: matches")
             lines.append(f"{entry.rule.name}: no, {refusal}")
         return None, (*lines, "no rule matches")
+
+
+def _takes_any_path(entry: RouteEntry) -> bool:
+    path = entry.path
+    if not entry.is_path_alone:
+        return False
+    return path is None or (path.pattern is None and path.kind == "prefix" and path.value in (b"", b"/"))
 
 
 def _is_any_case(entry: RouteEntry) -> bool:

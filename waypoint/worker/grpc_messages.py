@@ -21,6 +21,11 @@ class FrameCounter:
 
     def feed(self, data: memoryview | bytes) -> None:
         size, at = len(data), self._skip
+        if not at and size >= _PREFIX and not self._prefix:
+            at = _PREFIX + int.from_bytes(data[1:_PREFIX], "big")
+            self.count += 1
+            if at == size:  # one whole message, as most often
+                return
         if self._prefix:
             had = len(self._prefix)
             prefix = self._prefix + bytes(data[: _PREFIX - had])

@@ -115,9 +115,12 @@ class Encoder:
         fields: list[bytes | None] = list(map(self._ready.get, headers))
         if None in fields:
             inserted = self._inserted
-            for place, octets in enumerate(fields):
-                if octets is None or self._inserted != inserted:  # an insertion moves all indices behind it
-                    fields[place] = self._field(headers[place])
+            for _ in range(fields.count(None)):
+                place = fields.index(None)
+                fields[place] = self._field(headers[place])
+                if self._inserted != inserted:  # that moves all indices behind it
+                    fields[place + 1 :] = map(self._field, headers[place + 1 :])
+                    break
         block: bytes = b"".join(fields)  # type: ignore[arg-type]
         if self._size_updates:
             block = b"".join(encode_integer(size, 5, 0x20) for size in self._size_updates) + block
