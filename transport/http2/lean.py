@@ -30,6 +30,8 @@ _EMPTY: Final = memoryview(b"")
 
 _SHORT_BLOCK: Final = 4096 << 8 | 0xFF  # less than any limit of ours on frames and blocks
 
+_IS_LIKELY: Final = 0x80000001  # of a stream id: odd, and without the reserved bit
+
 # What the next frame has to be, if not any
 _ANYTHING: Final = 0
 _SETTINGS_FIRST: Final = 1
@@ -95,49 +97,21 @@ class LeanCodec(ControlHalf):
         return pieces, position
 
     def _walk(self, view: memoryview, events: list[Event]) -> None:
-        streams, guard = self._streams, self._guard
         position, end = 0, len(view)
-        max_word = self._settings.max_frame << 8 | 0xFF
         while position < end:
             if self._remaining:
                 position = self._deliver(view, position, end)
                 continue
-            if self._partial or end - position < 9 or self._awaits_preface:
+            if self._partial or self._awaits_preface:
                 position = self._fill(view, position, end)
                 continue
+            if not self._constraint:
+                position = self._take_whole(view, position, end, events)
+            if end - position < 9:
+                if position < end:
+                    position = self._fill(view, position, end)
+                continue
             word, flags, stream_id = _unpack(view, position)
-            if not word & 0xFF and flags < 2 and word <= max_word and not self._constraint:
-                size = word >> 8
-                stream = streams.get(stream_id)
-                if (
-                    stream is not None
-                    and stream.body_left < 0  # no content-length to watch, and open towards us
-                    and 0 < size <= stream.in_window
-                    and size <= self._in_window
-                ):
-                    stream.in_window -= size
-                    self._in_window -= size
-                    if guard.empty_run:
-                        guard.empty_run = 0
-                    position += 9
-                    stop = position + size
-                    if stop <= end:
-                        events.append(DataReceived(stream_id, view[position:stop], size, flags == 1))
-                        if flags:
-                            self._close_remote(stream)
-                        position = stop
-                    else:
-                        self._remaining = size
-                        self._tail = 0
-                        self._data_stream = stream
-                        self._data_ends = flags == 1
-                    continue
-            if word & 0xFF == 1 and flags | 1 == 5 and word <= _SHORT_BLOCK and not self._constraint:
-                stop = position + 9 + (word >> 8)  # HEADERS, whole, with nothing but its block
-                if stop <= end and stream_id & 1 and stream_id <= MAX_STREAM_ID:
-                    self._on_block(stream_id, bytes(view[position + 9 : stop]), flags == 5)
-                    position = stop
-                    continue
             stream_id &= MAX_STREAM_ID
             needed = self._admit(word, flags, stream_id)
             start = position + 9
@@ -148,6 +122,40 @@ class LeanCodec(ControlHalf):
                 return
             position = stop
             self._dispatch(word, flags, stream_id, bytes(view[start:stop]))
+
+    def _take_whole(self, view: memoryview, position: int, end: int, events: list[Event]) -> int:
+        """Whole DATA and HEADERS frames without anything unusual, between other frames; where it stopped."""
+        find, guard = self._streams.get, self._guard
+        max_word = self._settings.max_frame << 8 | 0xFF
+        while position + 9 <= end:
+            word, flags, stream_id = _unpack(view, position)
+            size = word >> 8
+            stop = position + 9 + size
+            if stop > end:
+                break
+            kind = word & 0xFF
+            if kind == 0 and flags < 2 and word <= max_word:
+                stream = find(stream_id)
+                if (
+                    stream is None
+                    or stream.body_left >= 0  # a content-length to watch, or closed towards us
+                    or not 0 < size <= stream.in_window
+                    or size > self._in_window
+                ):
+                    break
+                stream.in_window -= size
+                self._in_window -= size
+                if guard.empty_run:
+                    guard.empty_run = 0
+                events.append(DataReceived(stream_id, view[position + 9 : stop], size, flags == 1))
+                if flags:
+                    self._close_remote(stream)
+            elif kind == 1 and flags | 1 == 5 and word <= _SHORT_BLOCK and stream_id & _IS_LIKELY == 1:
+                self._on_block(stream_id, bytes(view[position + 9 : stop]), flags == 5)
+            else:
+                break
+            position = stop
+        return position
 
     # Cut-off frames
 

@@ -16,7 +16,6 @@ from transport.http2.headers import (
     check_trailers,
 )
 
-
 _ORDINARY: Final = frozenset({(b":method", b"GET"), (b":method", b"POST")})
 
 

@@ -1,9 +1,10 @@
 """HPACK decoding with bounded effort, and a cache of whole blocks.
 
 A block that inserts nothing decodes to the same list until the dynamic table changes, so its result is kept
-under its octets and handed out again: the usual case for a peer that repeats a response or a request. A
-block with a secret in it, by its name or because the peer says so (7.1.3), is not kept. A header list over the limits is still decoded to its end, because the table must stay in step with
-the peer's, but nothing of it is kept: the fault is the stream's, not the connection's.
+under its octets and handed out again: the usual case for a peer that repeats a response or a request. A block
+with a secret in it, by its name or because the peer says so (7.1.3), is not kept. A header list over the
+limits is still decoded to its end, because the table must stay in step with the peer's, but nothing of it is
+kept: the fault is the stream's, not the connection's.
 """
 
 from __future__ import annotations
