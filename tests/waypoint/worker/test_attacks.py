@@ -59,6 +59,7 @@ def backend(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
 @pytest.fixture
 def proxy(backend: Endpoint) -> Iterator[RunningProxy]:
     with RunningProxy(Routes(tcp=backend).to(b"/", backend)) as proxy:
+        proxy.log.is_forgetful = True
         yield proxy
 
 
