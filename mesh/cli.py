@@ -193,12 +193,14 @@ def _add_workload(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     add = inner.add_parser("add", help="attach a workload and make it known to the mesh")
     listing = inner.add_parser("list", help="what is registered, and what became of it")
     remove = inner.add_parser("remove", help="forget its address, and remove its rules")
-    for each in (add, listing, remove):
+    waiting = inner.add_parser("await", help="until it is captured: for ExecStartPre= of units")
+    for each in (add, listing, remove, waiting):
         each.set_defaults(work=_workload)
         each.add_argument("--agent", metavar="SOCKET", type=Path, default=DEFAULT_AGENT_SOCKET)
-    for each in (add, remove):
+    for each in (add, remove, waiting):
         each.add_argument("name")
         each.add_argument("-n", "--namespace", default="default")
+    waiting.add_argument("--timeout", type=float, default=60.0, metavar="SECONDS")
     listing.add_argument("--control-plane", default="", metavar="HOST:PORT", help="of all nodes, from there")
     where = add.add_mutually_exclusive_group(required=True)
     where.add_argument("--netns", dest="path", metavar="PATH", help="such as /run/netns/NAME")

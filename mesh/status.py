@@ -97,6 +97,9 @@ def agent_lines(status: dict[str, object]) -> list[Line]:
     ]
     if problem := status.get("state_problem"):
         lines.append(Line("node agent", str(problem), is_well=False))
+    refused = status.get("not_enrolled")
+    for name, reason in refused.items() if isinstance(refused, dict) else ():
+        lines.append(Line("node agent", f"not enrolled: {name}: {reason}", is_well=False))
     return lines
 
 

@@ -12,16 +12,21 @@ from typing import Any, Final
 from rich.console import Console
 from rich.table import Table
 
-from mesh.errors import BadArgumentError, UnreachableError
+from mesh.errors import BadArgumentError, NotInTimeError, UnreachableError
 from mesh.status import get
-from node.api_client import AgentClient, ListedWorkload
+from node.api_client import AgentClient, ListedWorkload, RequestFailedError
+from node.errors import AgentUnreachableError, UnknownAttachmentError
+from transport.errors import MeshError
 
 ANSWER_S: Final = 15.0
 LOOK_EVERY_S: Final = 0.1
 PIPE_COLUMNS: Final = 240
+UNKNOWN_WORKLOAD: Final = UnknownAttachmentError.code
 
 
 def run(options: argparse.Namespace) -> int:
+    if options.workload_command == "await":
+        return _await(options)
     if options.workload_command == "list" and options.control_plane:
         _console().print(_mesh_table(_registrations(options.control_plane)))
         return 0
@@ -30,6 +35,8 @@ def run(options: argparse.Namespace) -> int:
             case "list":
                 listed = [each for each in agent.list() if each.is_registering]
                 _console().print(_node_table(listed))
+                for name, reason in dict(agent.status().get("not_enrolled") or {}).items():
+                    print(f"not enrolled: {name}: {reason}")
                 return 0
             case "remove":
                 uid = f"{options.namespace}/{options.name}"
@@ -38,6 +45,30 @@ def run(options: argparse.Namespace) -> int:
                 return 0
             case _:
                 return _add(agent, options)
+
+
+def _await(options: argparse.Namespace) -> int:
+    """Bears an agent that is not there yet, and a workload that is not known yet: both may be coming."""
+    uid, deadline = f"{options.namespace}/{options.name}", time.monotonic() + options.timeout
+    while True:
+        left_s = deadline - time.monotonic()
+        try:
+            with AgentClient(options.agent) as agent:
+                if any(each.uid == uid for each in agent.list()):
+                    agent.wait(uid, timeout_s=max(0.0, left_s))
+                    return 0
+            failure: MeshError = NotInTimeError(
+                f"{uid} is not enrolled", next_step="does it declare itself? see `mycelia workload list`"
+            )
+        except AgentUnreachableError as error:
+            failure = error
+        except RequestFailedError as error:
+            if error.remote_code != UNKNOWN_WORKLOAD:
+                raise
+            failure = error
+        if left_s <= 0:
+            raise failure
+        time.sleep(LOOK_EVERY_S)
 
 
 def _console() -> Console:

@@ -361,7 +361,7 @@ class Agent:
     def _let_go(self, keeper: Keeper, event: str) -> None:
         """The workload has ended: whoever looks next does not find it any more."""
         kept = keeper.attachment
-        log.warning(event, workload=kept.full_name, netns=str(kept.reference))
+        log.info(event, workload=kept.full_name, netns=str(kept.reference))
         keeper.wish(Goal.GONE)
         self._announce()
 

@@ -68,8 +68,10 @@ class EngineApi:
 
     @asynccontextmanager
     async def events(self) -> AsyncIterator[AsyncIterator[Event]]:
-        """Those of containers that declare a workload, from now on: whoever enters misses none."""
-        target = "/events?" + _filters({"type": ["container"], "label": [_LABEL]})
+        """Ends of containers and what else happens to those that declare a workload, from now on: whoever
+        enters misses none. (Podman filters events by a label's value only, so that is done here.)
+        """
+        target = "/events?" + _filters({"type": ["container"]})
         async with self._request(target) as (connection, stream):
             await self._head(connection, stream, target)
             yield self._events(connection, stream)
@@ -193,13 +195,15 @@ def _container(found: object) -> Container:
 
 
 def _event(line: bytes) -> Event | None:
-    """None for what is no event of a container."""
+    """None for what need not be looked at."""
     try:
         told = json.loads(line)
         action = told.get("Action") or told.get("status")
-        identifier = (told.get("Actor") or {}).get("ID") or told.get("id")
+        actor = told.get("Actor") or {}
+        identifier, attributes = actor.get("ID") or told.get("id"), actor.get("Attributes") or {}
     except (ValueError, AttributeError) as error:
         raise EngineError("an event of the container engine is not JSON") from error
     if not isinstance(action, str) or not isinstance(identifier, str):
         return None
-    return Event(action.partition(":")[0], identifier)
+    event = Event(action.partition(":")[0], identifier)
+    return event if event.is_end or _LABEL in attributes else None

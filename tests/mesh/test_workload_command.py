@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -158,3 +159,17 @@ def test_bad_requests_say_what_is_wrong(
 ) -> None:
     assert workload(mesh, "add", "bad", *arguments) == 2
     assert part.lower() in capsys.readouterr().err.lower()
+
+
+def test_awaiting_bears_what_is_not_there_yet(mesh: Mesh, capsys: pytest.CaptureFixture[str]) -> None:
+    assert workload(mesh, "await", "four", "--timeout", "0.2") == 2
+    assert "default/four is not enrolled" in capsys.readouterr().err
+    place = mesh.lab.add_workload("plain-4", mesh.nodes["alpha"].node)
+    with ThreadPoolExecutor(1) as pool:
+        awaited = pool.submit(workload, mesh, "await", "four")
+        assert add(mesh, "four", place) == 0
+        assert awaited.result() == 0
+    assert "redirect to :15001" in mesh.lab.run(place, ["nft", "list", "ruleset"]).stdout
+    assert workload(mesh, "remove", "four") == 0
+    assert main(["workload", "await", "x", "--agent", "/nowhere", "--timeout", "0"]) == 2
+    assert "cannot reach the node agent" in capsys.readouterr().err
