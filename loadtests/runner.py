@@ -60,6 +60,7 @@ async def run_scenario(
     def mark() -> None:
         cpu.append(cpu_seconds(watched))
 
+    failure = ""
     limit_s = scenario.warmup_s + scenario.duration_s + GIVE_UP_S
     try:
         with trio.fail_after(limit_s):
@@ -68,7 +69,9 @@ async def run_scenario(
                     follow = _Follower(mark if index == 0 else None, progress)
                     nursery.start_soon(partial(_run_engine, scenario, follow, outcomes, prefix))
     except* LoadError as group:
-        raise LoadError("; ".join(str(error) for error in group.exceptions)) from None
+        failure = "; ".join(str(error) for error in group.exceptions)
+    if failure:  # raised in there it would come in a group, before Python 3.12
+        raise LoadError(failure)
     total = outcomes[0]
     for other in outcomes[1:]:
         total.merge(other)

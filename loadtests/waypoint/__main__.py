@@ -36,7 +36,7 @@ from loadtests.waypoint.generator import GeneratorError, Load, Measured, measure
 from loadtests.waypoint.memory import Weighed, weigh
 from loadtests.waypoint.protection import GUARDED, TOKENS, Issuer
 from loadtests.waypoint.routes import GRPC_PORT
-from loadtests.waypoint.site import GRPC_BACKEND, HTTP_BACKEND, Site
+from loadtests.waypoint.site import GRPC_BACKEND, HTTP2_BACKEND, HTTP_BACKEND, Site
 from mesh.lab.private import enter_private_namespace
 
 NAMES = ("direct", "mycelia", "envoy")
@@ -156,6 +156,12 @@ async def envoys(
         yield tuple(pids)
 
 
+def _backend(load: Load) -> int:
+    if load.is_grpc:
+        return GRPC_BACKEND
+    return HTTP2_BACKEND if load.is_http2 else HTTP_BACKEND
+
+
 async def run(options: argparse.Namespace, directory: Path, console: Console) -> Outcome:
     outcome = Outcome()
     names = [name for name in options.contestants.split(",") if name]
@@ -180,11 +186,10 @@ async def run(options: argparse.Namespace, directory: Path, console: Console) ->
                     if load.is_ours and name != "mycelia":
                         continue
                     place = sites[name]
-                    backend = GRPC_BACKEND if load.is_grpc else HTTP_BACKEND
                     host, port = (
                         (place.vip_of(load.service), load.port)
                         if name != "direct"
-                        else (place.server_ip, backend)
+                        else (place.server_ip, _backend(load))
                     )
                     with console.status(f"{load.name}, {name}, round {number + 1}"):
                         found = await measure(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from loadtests.contestants import listens, program
 from loadtests.topology import inside
-from loadtests.waypoint.site import GRPC_BACKEND, HTTP_BACKEND, Site
+from loadtests.waypoint.site import GRPC_BACKEND, HTTP2_BACKEND, HTTP_BACKEND, Site
 
 BODY = "a body of sixty-four octets, which is about what an API answers\n"
 BIG_BYTES = 1 << 30
@@ -26,6 +26,7 @@ events {{ worker_connections 10000; }}
 http {{
   access_log off;
   keepalive_requests 1000000000;
+  http2_max_concurrent_streams 1000;
   keepalive_timeout 600s;
   client_max_body_size 0;
   client_body_buffer_size 128k;
@@ -38,6 +39,7 @@ http {{
   scgi_temp_path {directory}/scgi;
   server {{
     listen {port} backlog=4096;
+    listen {h2_port} http2 backlog=4096;
     default_type text/plain;
     location = /big {{ alias {directory}/big; }}
     location / {{ return 200 "{body}"; }}
@@ -56,7 +58,8 @@ async def backends(site: Site, directory: Path) -> AsyncIterator[None]:
     with (folder / "big").open("wb") as big:
         big.truncate(BIG_BYTES)
     configuration = folder / "nginx.conf"
-    configuration.write_text(NGINX.format(directory=folder, port=HTTP_BACKEND, body=BODY.rstrip("\n")))
+    text = NGINX.format(directory=folder, port=HTTP_BACKEND, h2_port=HTTP2_BACKEND, body=BODY.rstrip("\n"))
+    configuration.write_text(text)
     nginx = ["nginx", "-c", str(configuration), "-e", str(folder / "error.log"), "-p", str(folder)]
     grpc = [
         "nghttpd",

@@ -18,6 +18,7 @@ from loadtests.waypoint.protection import GUARDED, TOKENS
 
 HTTP_BACKEND = 8080
 GRPC_BACKEND = 8081
+HTTP2_BACKEND = 8082  # of the direct way only: behind waypoints HTTP goes on as HTTP/1.1
 SERVICES = ("shop", GUARDED, TOKENS)
 
 

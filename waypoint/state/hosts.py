@@ -21,6 +21,8 @@ class Application(enum.Enum):
     HTTP1 = "http/1.1"
     HTTP2 = "h2"
 
+    __hash__ = object.__hash__  # Enum's own is written in Python; a look-up for each try hashes this
+
 
 class Endpoint:
     """Where a try goes: the key of its connections, so its hash is worked out once. Immutable.

@@ -54,13 +54,15 @@ class BodyPipe:
         "trailers",
     )
 
-    def __init__(self, source: BodySource, source_id: int) -> None:
+    def __init__(self, source: BodySource, source_id: int, *, may_rewind: bool = True) -> None:
         self._source = source
         self._source_id = source_id
         self._sink: BodySink | None = None
         self._sink_id = 0
         self._held: deque[memoryview] | None = None
-        self._replay: list[bytes] | None = []  # nothing was sent, so nothing is missing
+        self._replay: list[bytes] | None = (
+            [] if may_rewind else None
+        )  # nothing was sent, so nothing is missing
         self._replay_room = 0
         self._budget: ReplayBudget | None = None
         self.trailers: list[Header] | None = None

@@ -336,7 +336,7 @@ class Exchange:
             return
         upstream = attempt.connection
         assert upstream is not None
-        response = self.response_pipe = BodyPipe(upstream, attempt.stream_id)
+        response = self.response_pipe = BodyPipe(upstream, attempt.stream_id, may_rewind=False)
         response.is_all_received = end_stream
         self.is_upgraded = is_upgrade
         self.send_head(attempt, headers, end_stream)
