@@ -27,8 +27,8 @@ for program in "${!needed[@]}"; do
   command -v "$program" >/dev/null 2>&1 || missing+=("${needed[$program]}")
 done
 
-# The distribution's own interpreter first: it is optimised by profile, and runs Mycelia a third faster than a plain
-# build of the same version elsewhere on the PATH. PYTHON=... chooses another.
+# The distribution's own interpreter first: it is optimised by profile, a plain build of the same version elsewhere on
+# the PATH takes a tenth to a third longer. PYTHON=... chooses another.
 python=""
 for candidate in ${PYTHON:-} /usr/bin/python3.11 python3.11 python3.12 python3.13 python3; do
   if command -v "$candidate" >/dev/null 2>&1 &&
