@@ -132,13 +132,13 @@ class _Parser:
         if len(names) > 2 or not all(_NAME(each) for each in names):
             raise FormatRejected(f"%{name}({argument})% names no header")
         if name == "RESP":
-            self.response_headers.update(names)
-            reads = [_response_header(each) for each in names]
+            self.response_headers.update(each for each in names if each not in _RESPONSE)
+            reads = [_RESPONSE.get(each) or _response_header(each) for each in names]
         else:
             self.request_headers.update(each for each in names if each not in _REQUEST)
             reads = [_REQUEST.get(each) or _request_header(each) for each in names]
         first, other = reads[0], reads[-1]
-        return lambda exchange: first(exchange) or other(exchange)
+        return lambda exchange: found if (found := first(exchange)) is not None else other(exchange)
 
 
 def _text(value: bytes) -> str | None:
@@ -195,6 +195,7 @@ _REQUEST: Final[Mapping[str, Read]] = {
     "user-agent": lambda exchange: _text(exchange.user_agent),
     "x-request-id": lambda exchange: _text(exchange.request_id),
     "x-forwarded-for": lambda exchange: _text(exchange.forwarded_for),
+    "x-envoy-original-path": lambda exchange: _text(exchange.original_path),
 }
 
 
@@ -203,17 +204,51 @@ def _nothing(_: Exchange) -> Value:
     return None
 
 
+def _port(address: str) -> int | None:
+    port = address.rpartition(":")[2]
+    return int(port) if port.isdigit() else None
+
+
+def _upstream_time(exchange: Exchange) -> int | None:
+    """Milliseconds until the response began."""
+    seconds = exchange.upstream_time_s
+    return None if seconds < 0 else round(seconds * 1000)
+
+
+_RESPONSE: Final[Mapping[str, Read]] = {"x-envoy-upstream-service-time": _upstream_time}
+
+
+def _grpc_name(exchange: Exchange) -> Value:
+    """As Envoy spells it; the number where it is none of gRPC's."""
+    number = _grpc_status(exchange)
+    if not isinstance(number, int) or number >= len(_GRPC_NAMES):
+        return number
+    return _GRPC_NAMES[number]
+
+
+_GRPC_NAMES: Final = (
+    *("OK", "Canceled", "Unknown", "InvalidArgument", "DeadlineExceeded", "NotFound", "AlreadyExists"),
+    *("PermissionDenied", "ResourceExhausted", "FailedPrecondition", "Aborted", "OutOfRange"),
+    *("Unimplemented", "Internal", "Unavailable", "DataLoss", "Unauthenticated"),
+)
+
 _READ: Final[Mapping[str, Read]] = {
     "PROTOCOL": lambda exchange: exchange.protocol or None,
     "RESPONSE_CODE": lambda exchange: exchange.status,
     "RESPONSE_FLAGS": lambda exchange: exchange.flags or "-",
     "RESPONSE_CODE_DETAILS": lambda exchange: exchange.details or None,
-    "CONNECTION_TERMINATION_DETAILS": _nothing,
+    "CONNECTION_TERMINATION_DETAILS": lambda exchange: exchange.termination or None,
     "UPSTREAM_TRANSPORT_FAILURE_REASON": lambda exchange: exchange.failure or None,
     "BYTES_RECEIVED": lambda exchange: exchange.request_body_bytes,
     "BYTES_SENT": lambda exchange: exchange.response_body_bytes,
+    "REQUEST_HEADERS_BYTES": lambda exchange: exchange.request_header_bytes,
+    "RESPONSE_HEADERS_BYTES": lambda exchange: exchange.response_header_bytes,
     "DURATION": lambda exchange: round(exchange.duration_s * 1000),
+    "RESPONSE_DURATION": _upstream_time,
     "UPSTREAM_HOST": lambda exchange: exchange.upstream_host or None,
+    "UPSTREAM_REMOTE_ADDRESS": lambda exchange: exchange.upstream_host or None,
+    "UPSTREAM_REMOTE_ADDRESS_WITHOUT_PORT": lambda exchange: _without_port(exchange.upstream_host),
+    "UPSTREAM_REMOTE_PORT": lambda exchange: _port(exchange.upstream_host),
     "UPSTREAM_CLUSTER": lambda exchange: exchange.upstream_cluster or None,
     "UPSTREAM_CLUSTER_RAW": lambda exchange: exchange.upstream_cluster or None,
     "UPSTREAM_LOCAL_ADDRESS": _nothing,
@@ -223,8 +258,12 @@ _READ: Final[Mapping[str, Read]] = {
     "DOWNSTREAM_REMOTE_ADDRESS": lambda exchange: exchange.downstream_remote or None,
     "DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT": lambda exchange: _without_port(exchange.downstream_remote),
     "DOWNSTREAM_PEER_URI_SAN": lambda exchange: exchange.source_principal or None,
-    "REQUESTED_SERVER_NAME": _nothing,
+    "DOWNSTREAM_LOCAL_PORT": lambda exchange: _port(exchange.downstream_local),
+    "DOWNSTREAM_REMOTE_PORT": lambda exchange: _port(exchange.downstream_remote),
+    "REQUESTED_SERVER_NAME": lambda exchange: exchange.server_name or None,
     "ROUTE_NAME": lambda exchange: exchange.route_name or None,
+    "GRPC_STATUS": _grpc_name,
     "GRPC_STATUS_NUMBER": _grpc_status,
+    "POLICY": lambda exchange: exchange.policy or None,
     "TRACE_ID": lambda exchange: exchange.span.trace_id.hex() or None,
 }

@@ -17,11 +17,11 @@ from dataplane.control.worker_link import Command, worker_of
 from dataplane.state.model import ADDRESS_TYPE
 from proto.mycelia import worker_pb2 as pb
 from transport.sockets import open_listener
-from waypoint.control.access_log import json_line, text_line
+from waypoint.control.access_log import JSON, TEXT
 from waypoint.control.config_dump import DumpInput, config_dump
 from waypoint.control.listeners import LISTENING, Listeners
 from waypoint.control.metrics import EXCHANGES_DROPPED, HttpTotals
-from waypoint.control.spans import SPANS_DROPPED, SPANS_SENT, SpanSink
+from waypoint.control.spans import SPANS_DROPPED, SPANS_SENT, SpanSink, Teller
 from waypoint.limits import RedisEndpoint
 from waypoint.settings import Settings
 from waypoint.state.destinations import DESTINATION_TYPE
@@ -66,14 +66,8 @@ class Waypoint(ControlProcess):
         )
         self.http_totals = HttpTotals()
         self.exchanges_dropped = 0
-        self._format = json_line if settings.access_log == "json" else text_line
-        self.spans = SpanSink(
-            self.state.telemetry,
-            self.state.mesh,
-            f"{settings.gateway}.{settings.namespace}",
-            settings.identity.node_id,
-            self._version,
-        )
+        self._format = JSON if settings.access_log == "json" else TEXT
+        self.spans = SpanSink(self.state.telemetry, self.state.mesh, Teller.of(settings, self._version))
         self._wire(resources, self.listeners, command, {"exchanges": self._take_exchanges})
 
     def _check(self) -> None:
@@ -114,9 +108,8 @@ class Waypoint(ControlProcess):
         self.exchanges_dropped += message.exchanges.dropped
         for exchange in message.exchanges.exchanges:
             for name in exchange.logs:
-                format_ = self.state.telemetry.formats.get(name)
-                line = self._format(exchange) if format_ is None else format_.line(exchange)
-                self._output.access.put(line)
+                format_ = self.state.telemetry.formats.get(name, self._format)
+                self._output.access.put(format_.line(exchange))
             if exchange.HasField("span"):
                 self.spans.take(exchange)
 

@@ -8,6 +8,7 @@ service of the mesh, one of its endpoints is called directly, in plaintext; else
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Final
 
 import trio
@@ -20,6 +21,7 @@ from telemetry.logging import get_logger
 from telemetry.metrics import Description, Kind
 from telemetry.span_exporter import Destination, SpanExporter, Wire
 from telemetry.spans import Span
+from waypoint.settings import Settings
 from waypoint.state.telemetry import TelemetryBook
 
 SPANS_SENT: Final = Description("mycelia_spans_exported", Kind.COUNTER, "Spans that a collector took")
@@ -33,15 +35,40 @@ _WIRES: Final = {
 }
 
 
-class SpanSink:
-    """`run` owns the exporters' tasks. `service` names this waypoint to collectors."""
+@dataclass(frozen=True, slots=True)
+class Teller:
+    """Who tells the spans: `service` names the resource, `tags` are Istio's of the proxy itself."""
 
-    def __init__(self, book: TelemetryBook, mesh: MeshState, service: str, node: str, version: str) -> None:
+    service: str
+    node: str
+    version: str
+    tags: tuple[tuple[str, str], ...] = ()
+
+    @classmethod
+    def of(cls, settings: Settings, version: str) -> Teller:
+        identity = settings.identity
+        tags = {
+            "canonical_service": settings.gateway,
+            "canonical_revision": "latest",
+            "namespace": settings.namespace,
+            "mesh_id": settings.spiffe_id.trust_domain,
+            "cluster_id": identity.cluster_id,
+        }
+        return cls(
+            f"{settings.gateway}.{settings.namespace}",
+            identity.node_id,
+            version,
+            tuple((f"istio.{name}", value) for name, value in tags.items()),
+        )
+
+
+class SpanSink:
+    """`run` owns the exporters' tasks."""
+
+    def __init__(self, book: TelemetryBook, mesh: MeshState, teller: Teller) -> None:
         self._book = book
         self._mesh = mesh
-        self._service = service
-        self._node = node
-        self._version = version
+        self._teller = teller
         self._log = get_logger("spans")
         self._exporters: dict[str, tuple[pb.Telemetry.SpanProvider, SpanExporter, trio.CancelScope]] = {}
         self._nursery: trio.Nursery | None = None
@@ -70,7 +97,7 @@ class SpanSink:
         if exporter is None:
             self._gone_dropped += 1
         else:
-            exporter.put(span_of(exchange, self._node))
+            exporter.put(span_of(exchange, self._teller))
 
     @property
     def sent(self) -> int:
@@ -99,8 +126,8 @@ class SpanSink:
         )
         exporter = SpanExporter(
             Destination(_WIRES[wanted.wire], target),
-            self._service,
-            self._version,
+            self._teller.service,
+            self._teller.version,
             self._log,
             locate=lambda: self._locate(wanted),
         )
@@ -128,10 +155,11 @@ async def _run_within(scope: trio.CancelScope, exporter: SpanExporter) -> None:
         await exporter.run()
 
 
-def span_of(exchange: Exchange, node: str) -> Span:
+def span_of(exchange: Exchange, teller: Teller) -> Span:
     """With Envoy's and Istio's tags (waypoint-facts 14)."""
     span = exchange.span
-    tags = (*_tags(exchange, node), *((tag.name, tag.value) for tag in span.tags))
+    own = teller.tags if span.istio_tags else ()
+    tags = (*_tags(exchange, teller.node), *own, *((tag.name, tag.value) for tag in span.tags))
     return Span(
         trace_id=span.trace_id,
         span_id=span.span_id,
@@ -154,7 +182,7 @@ def _tags(exchange: Exchange, node: str) -> Iterator[tuple[str, str]]:
     yield "node_id", node
     yield "guid:x-request-id", _text(exchange.request_id)
     yield "http.method", _text(exchange.method)
-    yield "http.url", _text(b"http://" + exchange.authority + exchange.path)
+    yield "http.url", _text(b"http://" + exchange.authority + (exchange.original_path or exchange.path))
     yield "http.protocol", exchange.protocol
     yield "http.status_code", str(exchange.status)
     yield "user_agent", _text(exchange.user_agent)

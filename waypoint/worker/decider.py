@@ -150,6 +150,7 @@ class RoutingDecider:
         else:
             plan = self._special(request, facts, port, entry, ways)
             way = plan.way
+        plan.entry = entry
         if ":" in source.destination[0]:
             plan.prefer_ipv6()
         cluster = None if way is None else way.cluster

@@ -73,6 +73,7 @@ class Outcome:
     workload: Workload | None = None  # of the endpoint that the latest try went to
     policy: str = ""  # what denied it: "kind/namespace/name" and which part of it
     response_headers: Sequence[Header] = ()  # as they left
+    entry: RouteEntry | None = None  # the match that took it
 
     def add_flag(self, flag: str) -> None:
         """Join a flag to those that are there."""

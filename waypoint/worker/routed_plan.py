@@ -30,6 +30,7 @@ from waypoint.worker.plan import Outcome
 from waypoint.worker.ways import RuleWays, ServedPort, Way
 
 if TYPE_CHECKING:
+    from waypoint.state.route_table import RouteEntry
     from waypoint.worker.decider import RoutingDecider
 
 _TRY_FAILURES: Final = {
@@ -66,6 +67,7 @@ class RoutedPlan:
         "_ways",
         "answer",
         "delay_s",
+        "entry",
         "idle_timeout_s",
         "key_hash",
         "origin",
@@ -88,6 +90,7 @@ class RoutedPlan:
         self._port = port
         self._ways = ways
         self.way = way
+        self.entry: RouteEntry | None = None  # the match that took it
         self.answer: Answer | None = None
         self.timeout_s = ways.rule.timeout_s
         self.try_timeout_s = ways.try_timeout_s
@@ -304,6 +307,7 @@ class RoutedPlan:
         if self._latest is not None:
             outcome.workload = self._latest.workload
         outcome.route_name = self._ways.rule.name
+        outcome.entry = self.entry
         outcome.service = self._port.service
         outcome.service_port = self._port.port
         if self._denial is not None:

@@ -20,6 +20,7 @@ from dataplane.worker.records import RecordQueue, joined
 from proto.mycelia import worker_pb2 as pb
 from transport.http2.events import Header
 from transport.reactor import Reactor, Timer
+from waypoint.state.flags import denied_by_policy
 from waypoint.state.http_labels import (
     BOUNDS,
     HTTP_LABEL_NAMES,
@@ -32,12 +33,11 @@ from waypoint.state.http_labels import (
 from waypoint.state.metric_overrides import MetricPlan
 from waypoint.state.store import WaypointState
 from waypoint.state.telemetry import Logs
-from waypoint.state.tracing import tag_values
 from waypoint.worker.exchange import Exchange
 from waypoint.worker.exchange_facts import ExchangeFacts
 from waypoint.worker.grpc_messages import CallMessages
 from waypoint.worker.plan import Outcome, Source, TcpOutcome
-from waypoint.worker.tracing import Trace
+from waypoint.worker.span_tags import span_message
 
 _MAX_SERIES: Final = 20_000
 _MAX_KEYS: Final = 50_000
@@ -208,7 +208,7 @@ class Telemetry:
             message.logs.extend(logs)
             self._add_headers(message, exchange)
             if trace is not None and is_reported:
-                message.span.CopyFrom(_span(exchange, trace, labels))
+                message.span.CopyFrom(span_message(exchange, trace, labels, self._source_of(source)))
             self._records.put(_with_ends(message, source))
 
     def _add_headers(self, message: pb.Exchange, exchange: Exchange) -> None:
@@ -336,33 +336,6 @@ class Telemetry:
         return guess_source(state.mesh, state.place.network, source.address[0])
 
 
-_SPAN_TAGS: Final = tuple(
-    (index, f"istio.{name}")
-    for index, name in enumerate(HTTP_LABEL_NAMES)
-    if name.startswith(("source_", "destination_")) and not name.endswith("_principal")
-)
-
-
-def _span(exchange: Exchange, trace: Trace, labels: tuple[str, ...]) -> pb.Span:
-    """What the record does not have; the other tags are made of the record (waypoint/control/spans.py)."""
-    context, tracing, outcome = trace.context, trace.tracing, exchange.outcome
-    tags = tag_values(tracing.tags, exchange.request.headers)
-    if tracing.has_istio_tags:
-        tags += [(name, labels[index]) for index, name in _SPAN_TAGS]
-    host = exchange.request.authority.decode("utf-8", "replace")
-    if outcome.service is not None:
-        host = f"{outcome.service.hostname}:{outcome.service_port}"
-    return pb.Span(
-        provider=tracing.provider,
-        trace_id=bytes.fromhex(context.trace_id.decode()),
-        span_id=bytes.fromhex(context.span_id.decode()),
-        parent_id=bytes.fromhex(context.parent_id.decode()),
-        state=context.parent.state.decode("ascii"),
-        name=f"{host}/*",
-        tags=[pb.Span.Tag(name=name, value=value) for name, value in tags],
-    )
-
-
 def _take(found: MutableMapping[str, bytes], fields: Sequence[Header], wanted: frozenset[str]) -> None:
     for name in wanted:
         key = name.encode()
@@ -404,10 +377,14 @@ def record(exchange: Exchange) -> pb.Exchange:
         attempts=outcome.attempts,
         grpc_status=outcome.grpc_status,
         policy=outcome.policy,
+        request_header_bytes=outcome.request_header_bytes,
+        response_header_bytes=outcome.response_header_bytes,
+        original_path=fields.get(_ORIGINAL_PATH, b""),
     )
 
 
-_LOGGED: Final = frozenset({b"x-forwarded-for", b"user-agent", b"x-request-id"})
+_ORIGINAL_PATH: Final = b"x-envoy-original-path"  # the proxy's own: a client's is taken out before
+_LOGGED: Final = frozenset({b"x-forwarded-for", b"user-agent", b"x-request-id", _ORIGINAL_PATH})
 
 
 def _tcp_record(outcome: TcpOutcome) -> pb.Exchange:
@@ -424,6 +401,8 @@ def _tcp_record(outcome: TcpOutcome) -> pb.Exchange:
         upstream_cluster=outcome.cluster,
         route_name=outcome.route_name,
         policy=outcome.policy,
+        server_name=outcome.server_name,
+        termination=denied_by_policy(outcome.policy) if outcome.policy else "",
     )
 
 

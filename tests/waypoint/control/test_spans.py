@@ -13,7 +13,7 @@ from proto.mycelia import telemetry_pb2 as pb
 from proto.mycelia.worker_pb2 import Exchange, Span
 from tests.telemetry.test_span_exporter import PATIENCE_S, collecting_http
 from tests.waypoint.resources import PLACE, endpoint, put, web_service
-from waypoint.control.spans import SpanSink
+from waypoint.control.spans import SpanSink, Teller
 from waypoint.state.store import WaypointState
 from waypoint.state.telemetry import TELEMETRY_TYPE
 
@@ -38,7 +38,7 @@ def empty_state() -> WaypointState:
 
 @contextlib.asynccontextmanager
 async def sinking(state: WaypointState) -> AsyncIterator[SpanSink]:
-    sink = SpanSink(state.telemetry, state.mesh, "wp.default", "node", "1")
+    sink = SpanSink(state.telemetry, state.mesh, Teller("wp.default", "node", "1"))
     async with trio.open_nursery() as nursery:
         nursery.start_soon(sink.run)
         await trio.testing.wait_all_tasks_blocked()

@@ -11,10 +11,11 @@ import pytest
 from dataplane.worker.records import RecordQueue
 from proto.mycelia import attachment_pb2, worker_pb2
 from proto.mycelia import telemetry_pb2 as pb
-from tests.waypoint.resources import WEB, endpoint, prefix, routes, rule, web_service
+from proto.mycelia.waypoint_pb2 import HttpMatch, PathMatch
+from tests.waypoint.resources import WEB, backend, endpoint, forward, prefix, routes, rule, web_service
 from tests.waypoint.worker.routing_kit import App, Waypoint
 from tests.waypoint.worker.test_access_logging import Tee
-from waypoint.control.spans import span_of
+from waypoint.control.spans import Teller, span_of
 from waypoint.worker.telemetry import Telemetry, pack_exchanges
 from waypoint.worker.tracing import RequestTracer
 
@@ -23,6 +24,16 @@ NEW_SPAN, NEW_TRACE = f"{0xABC:016x}", f"{0xDEF:032x}"
 Wire = pb.Telemetry.SpanProvider
 OTLP = Wire(name="otel", host="collector", port=4317)
 ZIPKIN = Wire(name="zipkin", host="zipkin", port=9411, wire=Wire.ZIPKIN)
+
+TELLER = Teller("wp.default", "node", "1", (("istio.namespace", "default"),))
+# Of the one workload there is: the client calls from its address.
+PEER = {
+    **dict.fromkeys(("workload", "canonical_service", "canonical_revision", "app", "app_version"), "unknown"),
+    "namespace": "default",
+    "cluster_id": "Kubernetes",
+    "workload_type": "deployment",
+    "instance_name": "a",
+}
 
 
 def tracing(provider: Wire = OTLP, *, is_silent: bool = False, **fields: Any) -> pb.Telemetry:
@@ -145,7 +156,7 @@ def test_tags() -> None:
     with traced(tracing(percent=100.0, tags=tags)) as waypoint:
         waypoint.ask_for("/a?b=1", x_tenant="blue", user_agent="me")
         waypoint.ask_for("/gone")
-        first, second = (span_of(record, "node") for record in waypoint.spans)
+        first, second = (span_of(record, TELLER) for record in waypoint.spans)
     assert (first.name, first.is_error) == ("web:80/*", False)
     found = dict(first.tags)
     assert {name: found[name] for name in ("stage", "tenant", "home")} == {
@@ -162,7 +173,11 @@ def test_tags() -> None:
     assert found["http.url"].endswith("/a?b=1")
     assert (found["user_agent"], found["peer.address"], found["node_id"]) == ("me", "127.0.0.1", "node")
     assert found["upstream_cluster"].startswith("default/web")
-    assert found["istio.destination_service_name"] == "web"
+    istio = {name[6:]: value for name, value in found.items() if name.startswith("istio.")}
+    assert istio == {
+        "namespace": "default",
+        **{f"{side}_{name}": value for side in ("source", "destination") for name, value in PEER.items()},
+    }
     assert len(found["guid:x-request-id"]) == 36
     assert "error" not in found
     assert second.is_error
@@ -175,3 +190,32 @@ def test_istio_s_tags_can_be_left_out() -> None:
     with traced(tracing(percent=100.0, istio_tags=False)) as waypoint:
         waypoint.ask_for()
         assert not waypoint.spans[0].span.tags
+        assert "istio.namespace" not in dict(span_of(waypoint.spans[0], TELLER).tags)
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("/gone/x", "web:80/gone*"),
+        ("/exact", "web:80/exact"),
+        ("/items/7", "web:80/items/[0-9]+"),
+        ("/sole", "other:80/sole*"),
+        ("/split", "web:80/split*"),
+        ("/none", "web:80/*"),
+    ],
+)
+def test_a_span_is_named_by_the_match_and_the_only_backend(path: str, name: str) -> None:
+    with traced(tracing(percent=100.0)) as waypoint:
+        other = backend("default/other")
+        waypoint.put(
+            web_service("10.96.0.2", key="default/other"),
+            routes(
+                rule("gone", prefix("/gone"), direct_response={"status": 503}),
+                rule("exact", HttpMatch(path=PathMatch(exact="/exact"))),
+                rule("regex", HttpMatch(path=PathMatch(regex="/items/[0-9]+"))),
+                rule("sole", prefix("/sole"), forward=forward(other)),
+                rule("split", prefix("/split"), forward=forward(backend(WEB), other)),
+            ),
+        )
+        waypoint.ask_for(path)
+        assert waypoint.spans[0].span.name == name
