@@ -19,6 +19,7 @@ from node.attachment import (
     MAX_ATTACHMENTS,
     Attachment,
     CaptureOrder,
+    Fence,
     NodeState,
     Reference,
     ReferenceKind,
@@ -33,6 +34,8 @@ from node.errors import (
     TooManyAttachmentsError,
     UnknownAttachmentError,
 )
+from node.faults import reach
+from node.fences import Fences
 from node.keeper import Goal, Keeper, KeeperSettings, Rules, Ztunnels
 from node.namespaces import another_process_in, cookie_of, leads_to, open_bound
 from node.processes import boot_id, wait_end
@@ -78,6 +81,7 @@ class Agent:
         self._keepers: dict[str, Keeper] = {}
         self._orders: dict[str, CaptureOrder] = {}
         self._threads = trio.CapacityLimiter(MAX_THREADS)
+        self.fences = Fences(rules, self._threads)
         self._saving = trio.Lock()
         self._changed = trio.Event()
         self._boot = boot_id()
@@ -96,6 +100,11 @@ class Agent:
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             self._restore(nursery)
+            reach("boot: keepers made")
+            await self.fences.look(self._own_namespace)
+            if self.fences.all():
+                await self._save()
+            reach("boot: fenced")
             nursery.start_soon(self._watch)
             task_status.started()
 
@@ -111,17 +120,24 @@ class Agent:
         if old is not None and not self._is_same(old, request):
             await self._detach(old, grace_s=0.0)
         attachment = self._attach_now(uid, request)
+        self.fences.drop(uid)
+        reach("attach: taken")
         keeper = self._keepers.get(uid)
         if keeper is not None and keeper.attachment.registration != request.registration:
             keeper.register(request.registration)
             self._announce()
         await self._save()
+        reach("attach: saved")
         return attachment
 
     async def detach(self, uid: str, *, grace_s: float | None = None) -> None:
         """Releases a workload and forgets it. Returns when its rules are gone. Raises
         UnknownAttachmentError.
         """
+        if uid not in self._keepers and await self.fences.take_down(uid):
+            await self._save()
+            self._announce()
+            return
         await self._detach(self._keeper(uid), grace_s=grace_s)
 
     def ended(self, origin: str) -> None:
@@ -219,10 +235,15 @@ class Agent:
             log.warning("state_unreadable", error=str(error), set_aside=str(aside))
             self.state_problem = f"{error.text}; set aside as {aside}"
             state = NodeState()
+        reach("boot: state read")
+        for fence in state.fences.values():
+            self.fences.put(fence)
         if state.boot and state.boot != self._boot:
             # What was attached ended with the last boot, whatever has its names now.
             for attachment in state.attachments.values():
                 log.info("not_restored", workload=attachment.full_name, reason="the host was booted since")
+                if attachment.is_captured and attachment.reference.kind is not ReferenceKind.PID:
+                    self.fences.put(Fence(attachment.uid, attachment.reference))
             return
         for attachment in state.attachments.values():
             try:
@@ -327,12 +348,15 @@ class Agent:
         if self._keepers.get(uid) is keeper:
             del self._keepers[uid]
             self._orders.pop(uid, None)
+        reach("forget: unsaved")
         log.info("detached", workload=keeper.attachment.full_name, goal=keeper.goal.value)
         self._announce()
         await self._save()
+        reach("forget: saved")
 
     async def _detach(self, keeper: Keeper, *, grace_s: float | None) -> None:
         keeper.wish(Goal.DETACHED, grace_s=grace_s)
+        reach("detach: taken")
         while self._keepers.get(keeper.attachment.uid) is keeper:
             await self._changed.wait()
 
@@ -345,6 +369,8 @@ class Agent:
                 await self._save()
             for keeper in list(self._keepers.values()):
                 await self._look_at(keeper)
+            if await self.fences.look(self._own_namespace):
+                self._announce()
             await trio.sleep(WATCH_INTERVAL_S)
 
     async def _look_at(self, keeper: Keeper) -> None:
@@ -364,6 +390,7 @@ class Agent:
         log.info(event, workload=kept.full_name, netns=str(kept.reference))
         keeper.wish(Goal.GONE)
         self._announce()
+        reach("end: seen")
 
     async def _follow_process(self, keeper: Keeper) -> None:
         """Looks at once when the process ends by which the namespace is found; `_watch` sees the rest."""
@@ -388,6 +415,7 @@ class Agent:
                 {uid: keeper.attachment for uid, keeper in self._keepers.items()},
                 dict(self._orders),
                 self._boot,
+                self.fences.all(),
             )
             problem = ""
             try:

@@ -122,7 +122,8 @@ class ApiServer:
                 )
                 return {}
             case "list":
-                return {"workloads": [_listed(keeper, order) for keeper, order in self._agent.keepers()]}
+                listed = [_listed(keeper, order) for keeper, order in self._agent.keepers()]
+                return {"workloads": [*listed, *_fenced(self._agent)]}
             case "status":
                 return dict(self._status())
             case other:
@@ -215,6 +216,31 @@ def _listed(keeper: Keeper, order: CaptureOrder | None) -> dict[str, Any]:
         "registration_problem": "" if order is None else order.registration_problem,
         "unhealthy": keeper.unhealthy,
     }
+
+
+def _fenced(agent: Agent) -> list[dict[str, Any]]:
+    """Workloads of before the last boot: named with what is to be done about them."""
+    found = []
+    for uid, fence in agent.fences.all().items():
+        namespace, _, name = uid.partition("/")
+        rules = "its traffic is refused" if agent.fences.has_rules(uid) else "its namespace is not there"
+        found.append(
+            {
+                "uid": uid,
+                "namespace": namespace,
+                "name": name,
+                "service_account": "",
+                "netns": str(fence.reference),
+                "addresses": [],
+                "state": "fenced",
+                "is_captured": False,
+                "is_wanted": None,
+                "reason": f"captured before the host was booted: {rules}; add it again, or remove it",
+                "problem": agent.fences.problems.get(uid, ""),
+                "is_registering": True,
+            }
+        )
+    return found
 
 
 def _state(keeper: Keeper) -> str:

@@ -14,6 +14,7 @@ from node.agent import Agent
 from node.api import ApiServer
 from node.control_plane import ControlPlaneLink, Orders
 from node.enrolment.watches import Watches
+from node.faults import reach
 from node.keeper import Goal, Keeper
 from node.kernel import Redirection, find_programs
 from node.renewal import Renewal
@@ -87,6 +88,7 @@ async def run(settings: NodeSettings) -> None:
             nursery.start_soon(_stop_on_signal, nursery.cancel_scope)
             manager = ServiceManager.from_environment(os.environ)
             nursery.start_soon(manager.stay_alive)
+            reach("boot: ready")
             manager.ready()
             log.info("ready", node=settings.node, zds=str(settings.zds_socket), api=str(settings.api_socket))
     log.info("stopped", node=settings.node)

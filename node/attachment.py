@@ -103,6 +103,14 @@ class Attachment:
 
 
 @dataclass(frozen=True, slots=True)
+class Fence:
+    """A workload that was captured before the host was booted, by a name that can lead somewhere again."""
+
+    uid: str
+    reference: Reference
+
+
+@dataclass(frozen=True, slots=True)
 class CaptureOrder:
     """What the control plane wants for one workload, and why."""
 
@@ -121,6 +129,7 @@ class NodeState:
     attachments: dict[str, Attachment] = field(default_factory=dict)
     orders: dict[str, CaptureOrder] = field(default_factory=dict)
     boot: str = ""
+    fences: dict[str, Fence] = field(default_factory=dict)
 
 
 def check_workload_names(namespace: str, name: str, service_account: str) -> None:
@@ -146,6 +155,10 @@ def to_json(state: NodeState) -> dict[str, object]:
     return {
         "version": STATE_VERSION,
         "boot": state.boot,
+        "fences": [
+            {"uid": each.uid, "netns": {"kind": each.reference.kind.value, "value": each.reference.value}}
+            for each in state.fences.values()
+        ],
         "attachments": [
             {
                 "uid": each.uid,
@@ -226,7 +239,13 @@ def _from_json(document: object) -> NodeState:
         )
         for uid, order in document["orders"].items()
     }
-    return NodeState(attachments, orders, str(document.get("boot", "")))
+    fences = {
+        str(entry["uid"]): Fence(
+            str(entry["uid"]), Reference.parse(str(entry["netns"]["kind"]), str(entry["netns"]["value"]))
+        )
+        for entry in document.get("fences", ())
+    }
+    return NodeState(attachments, orders, str(document.get("boot", "")), fences)
 
 
 def _registration_from(entry: object) -> Registration | None:

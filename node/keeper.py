@@ -27,6 +27,7 @@ from typing import Protocol, TypeVar, assert_never
 import trio
 
 from node.attachment import Attachment, Reference, Registration
+from node.faults import reach
 from node.zds import ServedWorkload
 from telemetry.logging import get_logger
 from transport.errors import MeshError
@@ -264,11 +265,15 @@ class Keeper:
                     await self._sleep(self._settings.check_interval_s)
             case Step.INSTALL:
                 self._has_no_rules = False
+                reach("rules: before")
                 await self._in_thread(self._rules.apply)
+                reach("rules: in place")
                 self._has_rules = True
                 log.info("rules_installed", workload=self.attachment.full_name)
             case Step.HAND_OVER:
+                reach("hand over: before")
                 await self._ztunnels.add(self._served())
+                reach("hand over: taken")
                 self._is_handed_over = True
             case Step.CONFIRM:
                 await self._set_captured(is_captured=True)
@@ -276,11 +281,15 @@ class Keeper:
                 await self._set_captured(is_captured=False)
                 await self._grace()
             case Step.WITHDRAW:
+                reach("withdraw: before")
                 await self._ztunnels.delete(self.attachment.uid)
+                reach("withdraw: gone")
                 self._is_handed_over = False
             case Step.REMOVE:
                 self._has_rules = False
+                reach("removal: before")
                 await self._in_thread(self._rules.remove)
+                reach("removal: done")
                 self._has_no_rules = True
                 log.info("rules_removed", workload=self.attachment.full_name)
             case Step.END:
@@ -325,7 +334,9 @@ class Keeper:
     async def _set_captured(self, *, is_captured: bool) -> None:
         self.attachment = self.attachment.captured(is_captured=is_captured)
         log.info("captured" if is_captured else "released", workload=self.attachment.full_name)
+        reach("captured: unsaved" if is_captured else "released: unsaved")
         await self._changed(self)
+        reach("captured: saved" if is_captured else "released: saved")
 
     def _set_problem(self, problem: str) -> None:
         if problem != self.problem:

@@ -28,6 +28,7 @@ from node.errors import (
     RuleCommandError,
     RulesNotInPlaceError,
 )
+from node.faults import reach
 from node.rules import (
     CONNECTION_MARK,
     MARK_MASK,
@@ -93,8 +94,10 @@ class Redirection:
         with namespace.entered():
             if not self._tables_are_right():
                 self._nft(self._script)
+            reach("rules: tables")
             for family in self._families():
                 self._add_route(family)
+            reach("rules: routes")
             self._check()
 
     def is_in_place(self, namespace: NetworkNamespace) -> bool:
@@ -114,7 +117,7 @@ class Redirection:
     def remove(self, namespace: NetworkNamespace) -> None:
         """Takes rules and routes away. Raises RuleCommandError."""
         with namespace.entered():
-            self._remove()
+            self._remove(lambda: reach("removal: tables"))
 
     def addresses(self, namespace: NetworkNamespace) -> tuple[str, ...]:
         """The workload's addresses of global scope, IPv4 first, in the order of its devices."""
@@ -153,9 +156,10 @@ class Redirection:
                 next_step="find what else changes nftables or routes in this namespace",
             )
 
-    def _remove(self) -> None:
+    def _remove(self, tables_gone: Callable[[], None] = lambda: None) -> None:
         if self._our_tables():
             self._nft(nft_removal_script())
+        tables_gone()
         for family in self._families():
             while self._has_rule(family):
                 self._run([self._programs.ip, family, "rule", "del", *self._rule()])

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from node.attachment import NodeState, from_json, to_json
 from node.errors import StateFileError
+from node.faults import reach
 
 FILE_NAME = "node.json"
 
@@ -80,7 +81,9 @@ class StateFile:
                 json.dump(to_json(state), file, indent=1)
                 file.flush()
                 os.fsync(file.fileno())
+            reach("state: written")
             temporary.replace(self.path)
+            reach("state: replaced")
             folder = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
                 os.fsync(folder)

@@ -50,6 +50,10 @@ class Acceptor:
         self._registration.close()
         self.sock.close()
 
+    def accept_waiting(self) -> None:
+        """Takes what connected before now, as far as one pass goes."""
+        self._on_readable()
+
     def _on_readable(self) -> None:
         for _ in range(_ACCEPTS_PER_PASS):
             try:

@@ -24,6 +24,8 @@ UNITS: Final = PurePosixPath("/etc/systemd/system")
 CONTROL_PLANE: Final = "mycelia-control-plane.service"
 NODE: Final = "mycelia-node.service"
 ZTUNNEL: Final = "mycelia-ztunnel.service"
+# What starts containers at boot: the agent is ready before, which includes the fences of what it knows.
+ENGINES: Final = ("docker.service", "podman.service", "podman-restart.service")
 
 _NAMESPACES = "CAP_NET_ADMIN CAP_NET_RAW CAP_SYS_ADMIN CAP_SYS_PTRACE CAP_DAC_READ_SEARCH"
 _COMMON: Final = """\
@@ -113,6 +115,7 @@ LimitNOFILE=65536
 TimeoutStopSec=30
 {_COMMON}
 {_NETWORK}""",
+        before=ENGINES,
     )
 
 
@@ -155,9 +158,17 @@ def node_environment(node: str, control_plane: str) -> str:
 
 
 def _unit(
-    description: str, words: Sequence[str], service: str, *, after: Sequence[str] = (), notifies: bool = True
+    description: str,
+    words: Sequence[str],
+    service: str,
+    *,
+    after: Sequence[str] = (),
+    before: Sequence[str] = (),
+    notifies: bool = True,
 ) -> str:
     order = " ".join(("network-online.target", *after))
+    if before:
+        order += f"\nBefore={' '.join(before)}"
     readiness = "Type=notify\nNotifyAccess=main\nWatchdogSec=30" if notifies else "Type=exec"
     return f"""\
 # Written by `mycelia install`; changes belong into a drop-in (systemctl edit).

@@ -32,7 +32,11 @@ class ScriptedZtunnel:
     @classmethod
     async def connect(cls, path: Path) -> ScriptedZtunnel:
         sock = trio.socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        await sock.connect(str(path))
+        try:
+            await sock.connect(str(path))
+        except OSError:
+            sock.close()
+            raise
         return cls(sock)
 
     async def receive(self) -> bytes:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -173,3 +175,43 @@ def test_awaiting_bears_what_is_not_there_yet(mesh: Mesh, capsys: pytest.Capture
     assert workload(mesh, "remove", "four") == 0
     assert main(["workload", "await", "x", "--agent", "/nowhere", "--timeout", "0"]) == 2
     assert "cannot reach the node agent" in capsys.readouterr().err
+
+
+SENDER = """
+import socket, sys
+sys.stdin.readline()
+with socket.create_connection((sys.argv[1], 9000), timeout=15) as sock:
+    assert sock.recv(5) == b"hello"
+with socket.create_connection((sys.argv[1], 9000), timeout=15) as sock:
+    sock.sendall(b"x" * int(sys.argv[2]))
+"""
+
+
+@pytest.mark.parametrize("size", [1, 60_000])
+def test_the_first_and_the_last_connection_of_a_short_workload_are_whole(mesh: Mesh, size: int) -> None:
+    """The first begins as soon as it is captured; the last is read when it has ended and is forgotten."""
+    server = mesh.add("server", "beta")
+    place = mesh.lab.add_workload(f"short-{size}", mesh.nodes["alpha"].node)
+    with mesh.listen(server, 9000) as listener:
+        process = mesh.lab.popen(
+            place, [sys.executable, "-c", SENDER, server.ipv4, str(size)], stdin=subprocess.PIPE
+        )
+        account = ("--service-account", "web-short")
+        assert workload(mesh, "add", "short", "--pid", str(process.pid), *account, "--wait") == 0
+        assert process.stdin is not None
+        process.stdin.write(b"go\n")
+        process.stdin.close()
+        first, _ = listener.accept()
+        with first:
+            first.sendall(b"hello")
+            last, _ = listener.accept()
+        assert process.wait(15) == 0
+        mesh.wait("no registration", lambda: not registration(mesh, "short"))
+        with mesh.agent("alpha") as agent:
+            mesh.wait("not attached", lambda: "default/short" not in [each.uid for each in agent.list()])
+        last.settimeout(15)
+        received = 0
+        with last:
+            while data := last.recv(65536):
+                received += len(data)
+    assert received == size

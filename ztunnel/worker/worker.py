@@ -20,7 +20,7 @@ from proto.mycelia import worker_pb2 as pb
 from transport.errors import MeshError
 from transport.hbone.frame_buffer import FrameBuffer
 from transport.netns import NetworkNamespace
-from transport.reactor import Reactor
+from transport.reactor import Reactor, Timer
 from ztunnel.state.connection_limits import NodeState
 from ztunnel.state.routing import RoutingContext
 from ztunnel.worker.recheck import PolicyRecheck
@@ -30,6 +30,9 @@ from ztunnel.worker.tcp_pump import PipeStock
 from ztunnel.worker.workload import WorkloadInfo, WorkloadProxy
 
 _MAX_DUMPED_CONNECTIONS = 10_000
+# What a workload that has gone has still to say: its last connections. Then they are closed.
+_LEAVE_DEADLINE_S = 5.0
+_LEAVE_POLL_S = 0.05
 
 
 class Worker(DataWorker[WorkerSettings]):
@@ -41,9 +44,11 @@ class Worker(DataWorker[WorkerSettings]):
         super().__init__(reactor, control)
         self._state = NodeState(self._on_workload_change)
         self._proxies: dict[str, WorkloadProxy] = {}
-        self._recheck = PolicyRecheck(self._slices, self._state, self._proxies.values)
+        self._leaving: dict[WorkloadProxy, float] = {}  # until when
+        self._recheck = PolicyRecheck(self._slices, self._state, self._every_proxy)
         self._policy_generation = 0
         self._is_selector_change = False
+        self._leave_timer: Timer | None = None
         self._orders["del_workload"] = lambda message: self._del_workload(message.del_workload.uid)
 
     def _read_settings(self, text: str) -> WorkerSettings:
@@ -116,14 +121,32 @@ class Worker(DataWorker[WorkerSettings]):
         self._link.send(pb.ToControl(workload_result=pb.WorkloadResult(uid=message.uid, error=error)))
 
     def _del_workload(self, uid: str) -> None:
+        """Nothing new is accepted from now on; what is open may end by itself, for a while."""
         proxy = self._proxies.pop(uid, None)
-        if proxy is not None:
-            proxy.close(ConnectionDrained("connection closed: the workload was removed"))
+        if proxy is None:
+            return
+        proxy.leave()
+        self._leaving[proxy] = self._reactor.now + _LEAVE_DEADLINE_S
+        self._look_at_leaving()
+
+    def _look_at_leaving(self) -> None:
+        if self._leave_timer is not None:
+            self._leave_timer.cancel()
+            self._leave_timer = None
+        for proxy, deadline in list(self._leaving.items()):
+            if not proxy.open_connections or self._reactor.now >= deadline:
+                del self._leaving[proxy]
+                proxy.close(ConnectionDrained("connection closed: the workload was removed"))
+        if self._leaving:
+            self._leave_timer = self._reactor.call_later(_LEAVE_POLL_S, self._look_at_leaving)
+
+    def _every_proxy(self) -> list[WorkloadProxy]:
+        return [*self._proxies.values(), *self._leaving]
 
     # Answers
 
     def _stats_parts(self, request_id: int) -> Iterator[pb.ToControl | None]:
-        for proxy in list(self._proxies.values()):
+        for proxy in self._every_proxy():
             proxy.count_traffic()
             yield None
         shared = self._shared
@@ -135,7 +158,7 @@ class Worker(DataWorker[WorkerSettings]):
             named("mycelia_worker_workloads", len(self._proxies)),
             named(
                 "mycelia_worker_pool_connections",
-                sum(p.pool.open_connections for p in self._proxies.values()),
+                sum(p.pool.open_connections for p in self._every_proxy()),
             ),
             *shared.limit_counts.stats(),
         ]
@@ -160,10 +183,10 @@ class Worker(DataWorker[WorkerSettings]):
             proxy.drain()
 
     def _has_connections(self) -> bool:
-        return any(proxy.open_connections for proxy in self._proxies.values())
+        return any(proxy.open_connections for proxy in self._every_proxy())
 
     def _end_remaining(self) -> None:
-        for proxy in self._proxies.values():
+        for proxy in self._every_proxy():
             proxy.end_remaining()
 
     def _flush_records(self) -> None:

@@ -177,6 +177,12 @@ class WorkloadProxy:
         for connection in list(self.server_connections):
             connection.drain()
 
+    def leave(self) -> None:
+        """The workload has gone, or is let go: drains, with the connections that it made last."""
+        for acceptor in list(self._acceptors):
+            acceptor.accept_waiting()
+        self.drain()
+
     @property
     def open_connections(self) -> int:
         """What a drain waits for."""
