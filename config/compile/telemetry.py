@@ -17,11 +17,17 @@ BUILT_IN_LOGS: Final = frozenset({"envoy"})
 Collectors = Mapping[str, SpanCollector]
 Logs = Mapping[str, FileAccessLog]
 _METRICS: Final = {
-    "ALL_METRICS": 63,
+    "ALL_METRICS": 1023,
     "REQUEST_COUNT": 1,
     "REQUEST_DURATION": 2,
     "REQUEST_SIZE": 4,
     "RESPONSE_SIZE": 8,
+    "GRPC_REQUEST_MESSAGES": 16,
+    "GRPC_RESPONSE_MESSAGES": 32,
+    "TCP_OPENED_CONNECTIONS": 64,
+    "TCP_CLOSED_CONNECTIONS": 128,
+    "TCP_SENT_BYTES": 256,
+    "TCP_RECEIVED_BYTES": 512,
 }
 _WIRES: Final = {
     SpanWire.OTLP_GRPC: pb.Telemetry.SpanProvider.OTLP_GRPC,

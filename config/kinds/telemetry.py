@@ -12,6 +12,7 @@ from typing import Annotated, Final, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from config import objects
+from config.kinds.istio_schema import Milliseconds
 from config.kinds.route_schema import is_field_name
 from config.kinds.schema import Manifest, Model, NonEmpty, Selector, complain, fields, refuse
 from config.kinds.targets import TargetSpec
@@ -21,6 +22,19 @@ MAX_STEPS: Final = 16
 MAX_TAGS: Final = 32
 PROMETHEUS: Final = "prometheus"
 _CLIENT: Final = "CLIENT"
+_BARE: Final = ("TCP_", "GRPC_")
+# Labels of metrics of gRPC messages and connections (waypoint-facts 12).
+FLOW_LABELS: Final = frozenset(
+    {
+        *("source_workload", "source_canonical_service", "source_canonical_revision", "source_cluster"),
+        *("source_workload_namespace", "source_principal", "source_app", "source_version"),
+        *("destination_service", "destination_service_namespace", "destination_service_name"),
+        *("destination_workload", "destination_canonical_service", "destination_canonical_revision"),
+        *("destination_workload_namespace", "destination_principal", "destination_app"),
+        *("destination_version", "destination_cluster", "request_protocol", "response_flags"),
+        "connection_security_policy",
+    }
+)
 _LABEL: Final = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]{0,63}").fullmatch
 
 
@@ -154,6 +168,12 @@ class MetricMatch(ModeMatch):
         "REQUEST_DURATION",
         "REQUEST_SIZE",
         "RESPONSE_SIZE",
+        "TCP_OPENED_CONNECTIONS",
+        "TCP_CLOSED_CONNECTIONS",
+        "TCP_SENT_BYTES",
+        "TCP_RECEIVED_BYTES",
+        "GRPC_REQUEST_MESSAGES",
+        "GRPC_RESPONSE_MESSAGES",
     ] = "ALL_METRICS"
 
 
@@ -169,6 +189,11 @@ class MetricOverride(Model):
         for name in self.tags:
             if not _LABEL(name) or name.startswith("__") or name in ("reporter", "le"):
                 complain(f'tagOverrides: "{name}" is not the name of a label that can be changed')
+            if self.match.metric.startswith(_BARE) and name not in FLOW_LABELS:
+                complain(
+                    f'tagOverrides: {self.match.metric} has no label "{name}", and only metrics of requests '
+                    "get labels of one's own"
+                )
         return self
 
     def to_object(self) -> objects.MetricOverride:
@@ -179,6 +204,8 @@ class MetricOverride(Model):
 class Metrics(Model):
     providers: Annotated[list[ProviderRef], Field(max_length=8)] = Field(default_factory=list)
     overrides: Annotated[list[MetricOverride], Field(max_length=MAX_STEPS)] = Field(default_factory=list)
+    # Of connections: ours are as of the scrape, whatever it says.
+    interval: Milliseconds | None = Field(default=None, alias="reportingInterval")
 
     @property
     def is_for_waypoints(self) -> bool:

@@ -141,10 +141,12 @@ _NAMED = {
     )
 }
 
-# opened, closed, failed, sent bytes, received bytes
-_Numbers = tuple[int, int, int, int, int]
-_ZERO: _Numbers = (0, 0, 0, 0, 0)
+# opened, closed, failed, sent bytes, received bytes; then the bits of what is counted
+_Numbers = tuple[int, int, int, int, int, int]
+_ZERO: _Numbers = (0, 0, 0, 0, 0, 0)
 _TRAFFIC = (OPENED, CLOSED, FAILED, SENT, RECEIVED)
+_BITS = (1, 2, 2, 4, 8)
+_ALL_COUNTED = 15
 
 
 class WorkerTotals:
@@ -178,9 +180,9 @@ class WorkerTotals:
         samples: dict[str, dict[Labels, Number]] = {description.name: {} for description in _TRAFFIC}
         for labels, numbers in totals.items():
             is_clean = labels[RESPONSE_FLAGS_INDEX] == NO_FLAG
-            for description, number in zip(_TRAFFIC, numbers, strict=True):
+            for description, bit, number in zip(_TRAFFIC, _BITS, numbers[:-1], strict=True):
                 # Opened and bytes count under the flag `-` alone, failures never under it (facts 11.2).
-                is_always_there = is_clean and description not in (CLOSED, FAILED)
+                is_always_there = is_clean and description not in (CLOSED, FAILED) and numbers[-1] & bit
                 if number or is_always_there:
                     samples[description.name][labels] = number
         for description in _TRAFFIC:
@@ -220,6 +222,7 @@ class WorkerTotals:
                 old[2] + series.failed,
                 old[3] + series.sent_bytes,
                 old[4] + series.received_bytes,
+                old[5] | (_ALL_COUNTED & ~series.omitted),
             )
 
 

@@ -9,6 +9,7 @@ from proto.mycelia import telemetry_pb2 as pb
 from tests.config.support import Mesh, errors_of, istio, replica, service, waypoint
 
 ENVOY = "accessLogging: [{providers: [{name: envoy}]}]"
+OWN = "tagOverrides: {tenant: {value: \"'a'\"}}"
 TO_WEB = "targetRefs: [{kind: Service, name: web}]"
 WEB = service("web", "ports: [{name: http, port: 80}]", labels="istio.io/use-waypoint: wp")
 
@@ -43,8 +44,10 @@ def meshed(*texts: str) -> Mesh:
         ("tracing: [{customTags: {a: {formatter: {value: x}}}}]", "formatter"),
         ("tracing: [{customTags: {a: {header: {name: 'a b'}}}}]", "name of a header"),
         ("tracing: [{disableContextPropagation: true}]", "disableContextPropagation"),
-        ("metrics: [{reportingInterval: 5s}]", "reportingInterval"),
-        ("metrics: [{overrides: [{match: {metric: TCP_OPENED_CONNECTIONS}}]}]", "REQUEST_COUNT"),
+        ("metrics: [{reportingInterval: often}]", "reportingInterval"),
+        ("metrics: [{overrides: [{match: {metric: TCP_RETRIES}}]}]", "REQUEST_COUNT"),
+        (f"metrics: [{{overrides: [{{match: {{metric: TCP_SENT_BYTES}}, {OWN}}}]}}]", 'no label "tenant"'),
+        (f"metrics: [{{overrides: [{{match: {{metric: GRPC_REQUEST_MESSAGES}}, {OWN}}}]}}]", "no label"),
         ("metrics: [{overrides: [{match: {customMetric: a}}]}]", "customMetric"),
         ("metrics: [{overrides: [{tagOverrides: {a: {value: 'response.kode'}}}]}]", "response.kode"),
         ("metrics: [{overrides: [{tagOverrides: {a: {operation: REMOVE, value: 'b'}}}]}]", "REMOVE has none"),
@@ -245,12 +248,15 @@ def test_overrides_of_metrics_are_told_to_waypoints() -> None:
     overrides = (
         "{match: {metric: REQUEST_SIZE, mode: SERVER}, disabled: true}, "
         "{match: {mode: CLIENT}, disabled: true}, "
+        "{match: {metric: TCP_SENT_BYTES}, disabled: true}, "
+        "{match: {metric: GRPC_RESPONSE_MESSAGES}, tagOverrides: {source_app: {operation: REMOVE}}}, "
         "{tagOverrides: {source_app: {operation: REMOVE}, tenant: {value: \"request.headers['x-tenant']\"}}}"
     )
-    mesh = meshed(telemetry(f"metrics: [{{overrides: [{overrides}]}}]"))
-    first, second = sent(mesh)["shop/logs"].overrides
+    mesh = meshed(telemetry(f"metrics: [{{reportingInterval: 10s, overrides: [{overrides}]}}]"))
+    first, sent_bytes, messages, second = sent(mesh)["shop/logs"].overrides
+    assert (sent_bytes.metrics, messages.metrics) == (256, 32)
     assert (first.metrics, first.disabled) == (4, True)
-    assert (second.metrics, second.HasField("disabled")) == (63, False)
+    assert (second.metrics, second.HasField("disabled")) == (1023, False)
     assert [(tag.name, tag.removed, tag.expression) for tag in second.tags] == [
         ("source_app", True, ""),
         ("tenant", False, "request.headers['x-tenant']"),

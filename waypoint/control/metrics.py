@@ -70,6 +70,7 @@ class _Total:
                 own.add(other.counts, other.sum)
 
 
+_Messages = tuple[int, int, int]  # requests, responses, bits of those that anybody counted
 _Key = tuple[tuple[str, ...], Labels]  # names beyond Istio's, values of all
 
 
@@ -79,7 +80,7 @@ class HttpTotals:
     def __init__(self) -> None:
         self._current: dict[int, list[pb.Stats]] = {}
         self._gone: dict[_Key, _Total] = {}
-        self._messages_gone: dict[Labels, tuple[int, int]] = {}
+        self._messages_gone: dict[Labels, _Messages] = {}
 
     def take(self, index: int, parts: list[pb.Stats]) -> None:
         """A worker's complete report replaces its former one."""
@@ -111,8 +112,8 @@ class HttpTotals:
         messages = dict(self._messages_gone)
         for parts in self._current.values():
             _add_messages(messages, parts)
-        yield REQUEST_MESSAGES, {labels: counts[0] for labels, counts in messages.items()}
-        yield RESPONSE_MESSAGES, {labels: counts[1] for labels, counts in messages.items()}
+        yield REQUEST_MESSAGES, {labels: each[0] for labels, each in messages.items() if each[2] & 1}
+        yield RESPONSE_MESSAGES, {labels: each[1] for labels, each in messages.items() if each[2] & 2}
 
     @staticmethod
     def _add(totals: dict[_Key, _Total], parts: list[pb.Stats]) -> None:
@@ -139,13 +140,14 @@ def _spread(key: _Key, extra: tuple[str, ...]) -> Labels:
     return (*labels[: len(HTTP_LABEL_NAMES)], *(own.get(name, "") for name in extra))
 
 
-def _add_messages(totals: dict[Labels, tuple[int, int]], parts: list[pb.Stats]) -> None:
+def _add_messages(totals: dict[Labels, _Messages], parts: list[pb.Stats]) -> None:
     for stats in parts:
         for each in stats.messages:
             labels = tuple(each.labels)
             if len(labels) == len(MESSAGE_LABEL_NAMES):
-                requests, responses = totals.get(labels, (0, 0))
-                totals[labels] = (requests + each.requests, responses + each.responses)
+                requests, responses, counted = totals.get(labels, (0, 0, 0))
+                counted |= 3 & ~each.omitted
+                totals[labels] = (requests + each.requests, responses + each.responses, counted)
 
 
 def _copied(total: _Total) -> _Total:

@@ -10,17 +10,17 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
+from dataplane.state.labels import LABEL_NAMES
 from proto.mycelia import telemetry_pb2 as pb
 from telemetry.cel import Expression, Facts, parse_label
-from waypoint.state.http_labels import HTTP_LABEL_NAMES
+from waypoint.state.http_labels import HTTP_LABEL_NAMES, MESSAGE_LABEL_NAMES
 
 UNKNOWN: Final = "unknown"
 MAX_LABEL_CHARACTERS: Final = 256
-# Bits of Telemetry.Override.metrics: the four of requests, then those that can only be left out.
+# Bits of Telemetry.Override.metrics.
 REQUEST_METRICS: Final = (1, 2, 4, 8)
-MESSAGES: Final = 16
-TCP: Final = 32
-_INDEX: Final = {name: index for index, name in enumerate(HTTP_LABEL_NAMES)}
+MESSAGE_METRICS: Final = (16, 32)
+CONNECTION_METRICS: Final = (64, 128, 256, 512)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,32 +40,37 @@ class Override:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Metrics (bits) of requests that have their labels in common. `extra` are names that Istio has not."""
+    """Metrics (bits) that have their labels in common. `edits` are places in the labels and what comes there,
+    None for nothing; `extra` are names that Istio has not, whose places come last.
+    """
 
     metrics: int
-    changes: tuple[TagChange, ...] = ()
+    edits: tuple[tuple[int, Expression | None], ...] = ()
     extra: tuple[str, ...] = ()
 
     def labels(self, labels: tuple[str, ...], facts: Facts) -> tuple[str, ...]:
         """Those of Istio's order, changed, then the extra ones."""
+        if not self.edits:
+            return labels
         changed = [*labels, *("" for _ in self.extra)]
-        for change in self.changes:
-            index = _INDEX.get(change.name)
-            if index is None:
-                index = len(labels) + self.extra.index(change.name)
-            if change.value is None:
+        for index, expression in self.edits:
+            if expression is None:
                 changed[index] = ""
             else:
-                found = change.value.value(facts)
+                found = expression.value(facts)
                 changed[index] = UNKNOWN if found is None else found[:MAX_LABEL_CHARACTERS]
         return tuple(changed)
 
 
 @dataclass(frozen=True, slots=True)
 class MetricPlan:
-    groups: tuple[Group, ...]
-    counts_messages: bool
-    counts_tcp: bool
+    """Metrics of requests, of messages within gRPC calls, of connections that are no HTTP. What is in no
+    group is not counted. Only requests have extra labels.
+    """
+
+    requests: tuple[Group, ...]
+    messages: tuple[Group, ...]
+    connections: tuple[Group, ...]
 
 
 def parse_overrides(message: pb.Telemetry) -> tuple[Override, ...]:
@@ -85,7 +90,9 @@ def parse_overrides(message: pb.Telemetry) -> tuple[Override, ...]:
 def merge_overrides(overrides: Iterable[Override]) -> MetricPlan | None:
     """None: everything is as always."""
     disabled = 0
-    changes: dict[int, dict[str, TagChange]] = {metric: {} for metric in REQUEST_METRICS}
+    changes: dict[int, dict[str, TagChange]] = {
+        metric: {} for metric in (*REQUEST_METRICS, *MESSAGE_METRICS, *CONNECTION_METRICS)
+    }
     is_changed = False
     for override in overrides:
         is_changed = True
@@ -93,25 +100,37 @@ def merge_overrides(overrides: Iterable[Override]) -> MetricPlan | None:
             disabled |= override.metrics
         elif override.is_disabled is False:
             disabled &= ~override.metrics
-        for metric in REQUEST_METRICS:
+        for metric, of_metric in changes.items():
             if override.metrics & metric:
-                changes[metric].update({change.name: change for change in override.changes})
+                of_metric.update({change.name: change for change in override.changes})
     if not is_changed:
         return None
-    groups: dict[tuple[TagChange, ...], int] = {}
-    for metric, of_metric in changes.items():
-        if not disabled & metric:
-            key = tuple(of_metric.values())
-            groups[key] = groups.get(key, 0) | metric
+
+    def grouped(metrics: tuple[int, ...], names: tuple[str, ...], *, has_extra: bool) -> tuple[Group, ...]:
+        groups: dict[tuple[TagChange, ...], int] = {}
+        for metric in metrics:
+            if not disabled & metric:
+                wanted = tuple(
+                    each
+                    for each in changes[metric].values()
+                    if each.name in names or _is_own(each, has_extra)
+                )
+                groups[wanted] = groups.get(wanted, 0) | metric
+        return tuple(_group(bits, wanted, names) for wanted, bits in groups.items())
+
     return MetricPlan(
-        tuple(_group(metrics, key) for key, metrics in groups.items()),
-        counts_messages=not disabled & MESSAGES,
-        counts_tcp=not disabled & TCP,
+        grouped(REQUEST_METRICS, HTTP_LABEL_NAMES, has_extra=True),
+        grouped(MESSAGE_METRICS, MESSAGE_LABEL_NAMES, has_extra=False),
+        grouped(CONNECTION_METRICS, LABEL_NAMES, has_extra=False),
     )
 
 
-def _group(metrics: int, changes: tuple[TagChange, ...]) -> Group:
+def _is_own(change: TagChange, has_extra: bool) -> bool:
     """A label of one's own that is taken away again is no label."""
-    kept = tuple(change for change in changes if change.name in _INDEX or change.value is not None)
-    extra = tuple(sorted(change.name for change in kept if change.name not in _INDEX))
-    return Group(metrics, kept, extra)
+    return has_extra and change.value is not None
+
+
+def _group(metrics: int, changes: tuple[TagChange, ...], names: tuple[str, ...]) -> Group:
+    extra = tuple(sorted(change.name for change in changes if change.name not in names))
+    places = {name: index for index, name in enumerate((*names, *extra))}
+    return Group(metrics, tuple((places[change.name], change.value) for change in changes), extra)

@@ -146,6 +146,9 @@ class TcpPlan(Protocol):
     def on_try_over(self, endpoint: Endpoint, error: MeshError | None) -> None:
         """A connection that `pick` named is over, or could not be made: exactly once each."""
 
+    def on_connected(self, outcome: TcpOutcome) -> None:
+        """A connection is there: what the plan knows of it goes into the outcome."""
+
     def on_over(self, outcome: TcpOutcome) -> None:
         """The last call: what the plan knows goes into the outcome."""
 
@@ -241,5 +244,7 @@ class DirectTcpPlan:
         return None if tried else self.endpoint
 
     def on_try_over(self, endpoint: Endpoint, error: MeshError | None) -> None: ...
+
+    def on_connected(self, outcome: TcpOutcome) -> None: ...
 
     def on_over(self, outcome: TcpOutcome) -> None: ...

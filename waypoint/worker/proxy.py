@@ -29,7 +29,7 @@ from waypoint.worker.headers import Request
 from waypoint.worker.http1_connection import Http1Connection
 from waypoint.worker.http2_connection import SETTINGS, Http2Connection
 from waypoint.worker.http_connection import HttpConnection
-from waypoint.worker.plan import Decider, Declared, Source, TcpOutcome
+from waypoint.worker.plan import Decider, Declared, Source
 from waypoint.worker.shadow import Shadow
 from waypoint.worker.sniff import Verdict, sniff
 from waypoint.worker.tcp_exchange import TcpExchange
@@ -63,8 +63,11 @@ class Observer(Protocol):
     def on_rejected(self, source: Source, status: int, reason: str) -> None:
         """A codec turned a request away before it was one."""
 
-    def on_tcp(self, source: Source, outcome: TcpOutcome) -> None:
-        """A relayed connection is over, or could not be made."""
+    def on_tcp_open(self, exchange: TcpExchange, source: Source) -> None:
+        """A relay begins: `exchange.outcome` says where to."""
+
+    def on_tcp(self, exchange: TcpExchange, source: Source) -> None:
+        """It is over, or could not be made: see its `outcome`."""
 
 
 class Tracer(Protocol):
@@ -83,7 +86,9 @@ class Nobody:
 
     def on_rejected(self, source: Source, status: int, reason: str) -> None: ...
 
-    def on_tcp(self, source: Source, outcome: TcpOutcome) -> None: ...
+    def on_tcp_open(self, exchange: TcpExchange, source: Source) -> None: ...
+
+    def on_tcp(self, exchange: TcpExchange, source: Source) -> None: ...
 
 
 class Proxy:
@@ -184,7 +189,7 @@ class Proxy:
 
     def on_tcp_over(self, exchange: TcpExchange, source: Source) -> None:
         self.relays.pop(exchange, None)
-        self.observer.on_tcp(source, exchange.outcome)
+        self.observer.on_tcp(exchange, source)
 
     def _sweep(self) -> None:
         self._sweep_timer = None

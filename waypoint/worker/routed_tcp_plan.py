@@ -91,6 +91,9 @@ class RoutedTcpPlan:
         if error is not None:
             self._cluster.on_local_failure(host, now)
 
+    def on_connected(self, outcome: TcpOutcome) -> None:
+        self.on_over(outcome)
+
     def on_over(self, outcome: TcpOutcome) -> None:
         outcome.route_name = self._rule.name
         outcome.service = self._port.service

@@ -50,6 +50,15 @@ class TcpExchange:
         else:
             self._choose(None)
 
+    @property
+    def sent_bytes(self) -> int:
+        """From the client to the upstream so far."""
+        return 0 if self._relay is None else self._relay.sent_bytes
+
+    @property
+    def received_bytes(self) -> int:
+        return 0 if self._relay is None else self._relay.received_bytes
+
     def abort(self) -> None:
         """End it at once."""
         if self._relay is not None:
@@ -121,6 +130,8 @@ class TcpExchange:
         relay = self._relay = TcpRelay(self._stream, result, self._on_over)
         if plan.idle_s is not None:
             self._timers.append(self._proxy.reactor.call_later(plan.idle_s, self._on_idle))
+        plan.on_connected(self.outcome)
+        self._proxy.observer.on_tcp_open(self, self._source)
         relay.start(self._first)
         if self._has_client_ended:
             relay.end_client()

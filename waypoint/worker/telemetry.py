@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from bisect import bisect_left
 from collections.abc import Iterator, MutableMapping, Sequence
+from itertools import islice
 from typing import Final
 
 from dataplane.state.labels import NOBODY, UNKNOWN, guess_source, labels_of
@@ -28,16 +29,17 @@ from waypoint.state.http_labels import (
     HttpFacts,
     http_labels,
     message_labels,
-    tcp_labels,
 )
-from waypoint.state.metric_overrides import MetricPlan
+from waypoint.state.metric_overrides import MESSAGE_METRICS, MetricPlan
 from waypoint.state.store import WaypointState
 from waypoint.state.telemetry import Logs
+from waypoint.worker.connection_counts import ConnectionCounts
 from waypoint.worker.exchange import Exchange
 from waypoint.worker.exchange_facts import ExchangeFacts
 from waypoint.worker.grpc_messages import CallMessages
 from waypoint.worker.plan import Outcome, Source, TcpOutcome
 from waypoint.worker.span_tags import span_message
+from waypoint.worker.tcp_exchange import TcpExchange
 
 _MAX_SERIES: Final = 20_000
 _MAX_KEYS: Final = 50_000
@@ -107,6 +109,7 @@ class Telemetry:
         self._records = records
         self._calls: dict[Exchange, CallMessages] = {}  # open ones
         self._messages: dict[tuple[str, ...], list[int]] = {}  # labels -> requests, responses
+        self._changed_messages: dict[tuple[str, ...], list[int]] = {}  # requests, responses, counted bits
         self._messages_by_key: dict[tuple[object, ...], list[int]] = {}
         self._reactor = reactor
         self._flush_timer: Timer | None = None
@@ -115,6 +118,9 @@ class Telemetry:
         self._by_key: dict[tuple[object, ...], HttpSeries] = {}
         self._generation = state.generation
         self.tcp = TrafficTable()
+        self.connections = ConnectionCounts(
+            self.tcp, lambda outcome, source: self._plan_of(outcome.service, source), self._source_of
+        )
         self.rejected = 0
 
     # Observer
@@ -143,7 +149,9 @@ class Telemetry:
             workload = state.mesh.workload_by_ip(state.place.network, outcome.upstream.address[0])
         service = outcome.service or state.served_service(source.destination[0])
         plan = self._plan_of(service, source)
-        if plan is not None and not plan.counts_messages:
+        if plan is not None:
+            labels = message_labels(self._source_of(source), source.identity, service, workload)
+            self._count_changed(plan, labels, ExchangeFacts(exchange), (requests, responses))
             return
         self._forget_old_keys()
         key = (
@@ -168,6 +176,20 @@ class Telemetry:
             self._generation = self._state.generation
             self._by_key.clear()
             self._messages_by_key.clear()
+
+    def _count_changed(
+        self, plan: MetricPlan, labels: tuple[str, ...], facts: ExchangeFacts, messages: tuple[int, int]
+    ) -> None:
+        """Messages where a Telemetry object says how; together with the others they are bounded."""
+        for group in plan.messages:
+            changed = group.labels(labels, facts)
+            if len(self._messages) + len(self._changed_messages) >= _MAX_SERIES:
+                changed = _MESSAGES_OVERFLOW
+            counts = self._changed_messages.setdefault(changed, [0, 0, 0])
+            for index, metric in enumerate(MESSAGE_METRICS):
+                if group.metrics & metric:
+                    counts[index] += messages[index]
+                    counts[2] |= 1 << index
 
     def on_exchange(self, exchange: Exchange, source: Source) -> None:
         outcome, request = exchange.outcome, exchange.request
@@ -250,15 +272,12 @@ class Telemetry:
             )
             self._records.put(_with_ends(message, source))
 
-    def on_tcp(self, source: Source, outcome: TcpOutcome) -> None:
-        plan = self._plan_of(outcome.service, source)
-        if plan is None or plan.counts_tcp:
-            labels = tcp_labels(self._source_of(source), source.identity, outcome.service, outcome.workload)
-            series = self.tcp.series(labels)
-            series.opened += 1
-            series.sent_bytes += outcome.sent_bytes
-            series.received_bytes += outcome.received_bytes
-            series.ended(outcome.flag)
+    def on_tcp_open(self, exchange: TcpExchange, source: Source) -> None:
+        self.connections.begin(exchange, source)
+
+    def on_tcp(self, exchange: TcpExchange, source: Source) -> None:
+        outcome = exchange.outcome
+        self.connections.end(exchange, source)
         logs = _unfiltered(self._logs_of(outcome.service, source))
         if logs and self._records.has_room:
             message = _tcp_record(outcome)
@@ -282,7 +301,17 @@ class Telemetry:
             for labels, (requests, responses) in messages[start : start + _PER_PART]:
                 part.messages.add(labels=labels, requests=requests, responses=responses)
             yield pb.ToControl(stats=part)
+        yield from self._changed_parts(request_id)
+        self.connections.refresh()
         yield from self.tcp.parts(request_id, other)
+
+    def _changed_parts(self, request_id: int) -> Iterator[pb.ToControl]:
+        changed = iter(self._changed_messages.items())
+        while chunk := list(islice(changed, _PER_PART)):
+            part = pb.Stats(id=request_id, has_more=True)
+            for labels, (requests, responses, counted) in chunk:
+                part.messages.add(labels=labels, requests=requests, responses=responses, omitted=3 & ~counted)
+            yield pb.ToControl(stats=part)
 
     # Labels
 
@@ -298,7 +327,7 @@ class Telemetry:
     ) -> Sequence[HttpSeries]:
         """The series of overridden metrics; together with the others they are bounded."""
         found = []
-        for group in plan.groups:
+        for group in plan.requests:
             changed = group.labels(labels, facts)
             key = (group.metrics, group.extra, changed)
             series = self._changed_series.get(key)

@@ -40,6 +40,7 @@ from waypoint.worker.plan import (
     TcpPlan,
 )
 from waypoint.worker.proxy import Proxy, ProxySettings
+from waypoint.worker.tcp_exchange import TcpExchange
 from waypoint.worker.tcp_stream import TcpStream
 from waypoint.worker.tls_dial import TlsDialler
 from waypoint.worker.upstreams import Upstreams, UpstreamSettings
@@ -111,9 +112,11 @@ class Log:
             self.rejected.append((status, reason))
             self._changed.notify_all()
 
-    def on_tcp(self, source: Source, outcome: TcpOutcome) -> None:
+    def on_tcp_open(self, exchange: TcpExchange, source: Source) -> None: ...
+
+    def on_tcp(self, exchange: TcpExchange, source: Source) -> None:
         with self._changed:
-            self.tcp.append(outcome)
+            self.tcp.append(exchange.outcome)
             self._changed.notify_all()
 
     def until(self, is_so: Callable[[Log], bool]) -> None:

@@ -37,7 +37,7 @@ def test_a_label_of_one_s_own_and_one_less() -> None:
         Change(name="source_app", removed=True),
         Change(name="response_code", expression="response.code >= 400 ? 'bad' : 'good'"),
     ]
-    with logged(changing(Override(metrics=63, tags=changes))) as waypoint:
+    with logged(changing(Override(metrics=1023, tags=changes))) as waypoint:
         waypoint.logged("/a", x_tenant="blue")
         waypoint.logged("/gone")
         found = scraped(waypoint)
@@ -70,7 +70,7 @@ def test_one_metric_is_left_out_and_one_has_other_labels() -> None:
 
 
 def test_all_can_be_left_out_and_come_back() -> None:
-    with logged(changing(Override(metrics=63, disabled=True))) as waypoint:
+    with logged(changing(Override(metrics=1023, disabled=True))) as waypoint:
         waypoint.logged("/a")
         assert scraped(waypoint)["istio_requests"] == {}
         waypoint.put(changing())
@@ -81,13 +81,13 @@ def test_all_can_be_left_out_and_come_back() -> None:
 @pytest.mark.parametrize(
     ("overrides", "metrics"),
     [
-        ([Override(metrics=63, disabled=True), Override(metrics=1, disabled=False)], [1]),
+        ([Override(metrics=1023, disabled=True), Override(metrics=1, disabled=False)], [1]),
         ([Override(metrics=1, disabled=True)], [14]),
         ([Override(metrics=2, tags=[Change(name="a", expression="'b'")])], [13, 2]),
         (
             [
-                Override(metrics=63, tags=[Change(name="a", expression="'b'")]),
-                Override(metrics=63, tags=[Change(name="a", removed=True)]),
+                Override(metrics=1023, tags=[Change(name="a", expression="'b'")]),
+                Override(metrics=1023, tags=[Change(name="a", removed=True)]),
             ],
             [15],
         ),
@@ -98,9 +98,29 @@ def test_later_overrides_come_after_earlier_ones(
 ) -> None:
     plan = merge_overrides(parse_overrides(changing(*overrides)))
     assert plan is not None
-    assert [group.metrics for group in plan.groups] == metrics
-    assert not any(group.extra for group in plan.groups if group.metrics == 15)
+    assert [group.metrics for group in plan.requests] == metrics
+    assert not any(group.extra for group in plan.requests if group.metrics == 15)
 
 
 def test_without_overrides_everything_is_as_always() -> None:
     assert merge_overrides(()) is None
+
+
+@pytest.mark.parametrize(
+    ("overrides", "messages", "connections"),
+    [
+        ([Override(metrics=1023, disabled=True)], [], []),
+        ([Override(metrics=16, disabled=True)], [32], [960]),
+        ([Override(metrics=64, disabled=True), Override(metrics=512, disabled=True)], [48], [384]),
+        ([Override(metrics=256, tags=[Change(name="source_app", removed=True)])], [48], [704, 256]),
+        ([Override(metrics=1023, tags=[Change(name="tenant", expression="'a'")])], [48], [960]),
+        ([Override(metrics=32, tags=[Change(name="response_code", removed=True)])], [48], [960]),
+    ],
+)
+def test_metrics_of_messages_and_connections_each_for_itself(
+    overrides: list[pb.Telemetry.Override], messages: list[int], connections: list[int]
+) -> None:
+    plan = merge_overrides(parse_overrides(changing(*overrides)))
+    assert plan is not None
+    assert [group.metrics for group in plan.messages] == messages
+    assert [group.metrics for group in plan.connections] == connections
