@@ -24,6 +24,10 @@ WORKLOADS = Description(
     "mycelia_node_workloads", Kind.GAUGE, "Workloads that node agents report", ("node", "state")
 )
 
+REGISTRATIONS = Description(
+    "mycelia_registrations", Kind.GAUGE, "Workloads that nodes register", ("node", "state")
+)
+
 
 def make_metrics(plane: ControlPlane) -> MetricSet:
     metrics = MetricSet()
@@ -44,6 +48,7 @@ def make_metrics(plane: ControlPlane) -> MetricSet:
     metrics.add_source(NACKS, lambda: {(): plane.xds.totals.nacks})
     metrics.add_source(NODES, lambda: {(): len(plane.nodes.attending)})
     metrics.add_source(WORKLOADS, lambda: _workloads(plane))
+    metrics.add_source(REGISTRATIONS, lambda: _registrations(plane))
     return metrics
 
 
@@ -56,4 +61,14 @@ def _workloads(plane: ControlPlane) -> Mapping[Labels, Number]:
     for node in plane.nodes.book.nodes():
         for each in plane.nodes.book.attached(node):
             counts[(node, "captured" if each.is_captured else "attached")] += 1
+    return dict(counts)
+
+
+def _registrations(plane: ControlPlane) -> Mapping[Labels, Number]:
+    """An expired lease is a state of its own."""
+    registrations = plane.nodes.registrations
+    counts: Counter[Labels] = Counter()
+    for claim in registrations.claims():
+        state = claim.verdict.state.name.lower()
+        counts[(claim.node, "expired" if registrations.is_expired(claim.node) else state)] += 1
     return dict(counts)

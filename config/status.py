@@ -17,9 +17,10 @@ from config.compile.resource import ADDRESS, AUTHORIZATION, DESTINATION, SERVICE
 from config.control_plane import ControlPlane
 from config.findings import Problem, Severity
 from config.kinds.gateway import WAYPOINT_CLASS
-from config.nodes.registrations import State
+from config.nodes.registrations import State, Verdict
 from config.notes import Condition, Note
 from config.objects import Gateway, Ref
+from config.registry.capture import Attached
 from config.registry.waypoints import traffic_type
 from config.registry.workload_source import WorkloadSource
 from config.xds.server import Client
@@ -172,7 +173,10 @@ def nodes_json(plane: ControlPlane) -> Json:
                 "is_captured": attached.is_captured,
                 "is_to_be_captured": decision.capture,
                 "reason": decision.reason,
-                "problems": [*decision.problems, *([attached.problem] if attached.problem else [])],
+                "problems": [
+                    *decision.problems,
+                    *_troubles(attached, plane.nodes.registrations.verdict(node, attached.uid)),
+                ],
                 "registration": registered.get((node, attached.uid)),
             }
             for attached, decision in book.decisions(node, plane.registry)
@@ -187,6 +191,13 @@ def nodes_json(plane: ControlPlane) -> Json:
             }
         )
     return {"nodes": nodes, "save_problem": plane.nodes.save_problem}
+
+
+def _troubles(attached: Attached, verdict: Verdict) -> list[str]:
+    found = [attached.problem] if attached.problem else []
+    if verdict.problem:
+        found.append(f"registration {verdict.state.name.lower()}: {verdict.problem}")
+    return found
 
 
 def registrations_json(plane: ControlPlane) -> Json:

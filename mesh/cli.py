@@ -194,7 +194,8 @@ def _add_workload(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     listing = inner.add_parser("list", help="what is registered, and what became of it")
     remove = inner.add_parser("remove", help="forget its address, and remove its rules")
     waiting = inner.add_parser("await", help="until it is captured: for ExecStartPre= of units")
-    for each in (add, listing, remove, waiting):
+    hook = inner.add_parser("oci-hook", help="for a container runtime: capture before the container starts")
+    for each in (add, listing, remove, waiting, hook):
         each.set_defaults(work=_workload)
         each.add_argument("--agent", metavar="SOCKET", type=Path, default=DEFAULT_AGENT_SOCKET)
     for each in (add, remove, waiting):

@@ -12,6 +12,7 @@ from typing import Any, Final
 from rich.console import Console
 from rich.table import Table
 
+from mesh import oci_hook
 from mesh.errors import BadArgumentError, NotInTimeError, UnreachableError
 from mesh.status import get
 from node.api_client import AgentClient, ListedWorkload, RequestFailedError
@@ -27,6 +28,8 @@ UNKNOWN_WORKLOAD: Final = UnknownAttachmentError.code
 def run(options: argparse.Namespace) -> int:
     if options.workload_command == "await":
         return _await(options)
+    if options.workload_command == "oci-hook":
+        return oci_hook.run(options.agent, sys.stdin.buffer)
     if options.workload_command == "list" and options.control_plane:
         _console().print(_mesh_table(_registrations(options.control_plane)))
         return 0

@@ -111,13 +111,18 @@ class Agent:
     # --- the local API ---
 
     async def attach(self, request: AttachRequest) -> Attachment:
-        """Takes a workload on. Idempotent; another namespace under a known uid replaces the old one.
+        """Takes a workload on. Idempotent; another namespace under a known uid replaces the old one, if it
+        is asked for by hand: what declares itself waits until the name is free.
 
         Raises BadRequestError, NamespaceRefusedError, TooManyAttachmentsError, or the namespace's error.
         """
         uid = request.checked_uid()
         old = self._keepers.get(uid)
         if old is not None and not self._is_same(old, request):
+            by = old.attachment.origin
+            await self._look_at(old)  # it may have ended a moment ago
+            if request.origin and request.origin != by and not old.is_ending:
+                raise NamespaceRefusedError(f"the workload {uid} is enrolled already, by {by or 'hand'}")
             await self._detach(old, grace_s=0.0)
         attachment = self._attach_now(uid, request)
         self.fences.drop(uid)

@@ -18,7 +18,7 @@ import trio
 
 from node.agent import Agent, AttachRequest
 from node.attachment import CaptureOrder, Registration
-from node.enrolment.declaration import parse_addresses, parse_labels
+from node.enrolment.declaration import origin_of, parse_addresses, parse_labels
 from node.enrolment.resolve import Resolver
 from node.errors import BadRequestError
 from node.keeper import Goal, Keeper
@@ -141,6 +141,7 @@ class ApiServer:
             reference=await self._resolver.resolve(_text(netns, "kind"), _text(netns, "value")),
             uid=_text(request, "uid") if "uid" in request else "",
             registration=_registration(request),
+            origin=_origin(request),
         )
 
 
@@ -178,6 +179,18 @@ def _number(request: dict[str, Any], field: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= MAX_WAIT_S:
         raise BadRequestError(f"`{field}` must be a number of seconds from 0 to {MAX_WAIT_S:g}")
     return float(value)
+
+
+def _origin(request: dict[str, Any]) -> str:
+    """By whom a container's own runtime asks (mesh/oci_hook.py)."""
+    identifier = request.get("container", "")
+    if (
+        not isinstance(identifier, str)
+        or not (identifier.isalnum() or not identifier)
+        or len(identifier) > 64
+    ):
+        raise BadRequestError("`container` must be the id of a container")
+    return origin_of(identifier) if identifier else ""
 
 
 def _registration(request: dict[str, Any]) -> Registration | None:

@@ -95,12 +95,13 @@ class AgentClient:
         *,
         uid: str = "",
         registration: Mapping[str, object] | None = None,
+        container: str = "",
     ) -> str:
         """Attaches the workload whose network namespace is `netns`: ("name" | "path" | "pid" | "container" |
-        "unit", value).
+        "unit", value). Gives its uid. Capture follows when the control plane orders it; see `wait`.
 
-        `registration` makes it known to the mesh without a manifest: {labels, addresses, network}. Gives its
-        uid. Capture follows when the control plane orders it; see `wait`.
+        `registration` makes it known to the mesh without a manifest: {labels, addresses, network}. With the
+        id of a `container` it is that one's, and ends with it.
         """
         kind, value = netns
         answer = self._request(
@@ -112,6 +113,7 @@ class AgentClient:
                 "netns": {"kind": kind, "value": value},
                 "uid": uid,
                 "registration": registration,
+                "container": container,
             }
         )
         return str(answer["uid"])

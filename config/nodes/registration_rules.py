@@ -16,7 +16,7 @@ def refusal(
     attached: Attached,
     addresses: tuple[str, ...],
     registration: Registration,
-    registry: Registry,
+    policies: Iterable[RegistrationPolicy],
 ) -> str:
     """Why the node may not register it; empty if it may. One policy must allow all of it."""
     if not addresses:
@@ -26,10 +26,7 @@ def refusal(
     for address in addresses:
         if not _is_usable(address):
             return f"{address} is no address of a workload"
-    reasons = [
-        _refusal(node, attached, addresses, registration, policy)
-        for policy in policies_of(attached.namespace, registry)
-    ]
+    reasons = [_refusal(node, attached, addresses, registration, policy) for policy in policies]
     if not reasons:
         return f"there is no RegistrationPolicy in namespace {attached.namespace}"
     return "" if "" in reasons else "; ".join(reasons)

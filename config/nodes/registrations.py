@@ -17,15 +17,15 @@ import enum
 import itertools
 from collections.abc import Container, Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from config import keys
 from config.compile.addresses import address_key
 from config.compile.resource import Delta
-from config.nodes.registration_rules import refusal
+from config.nodes.registration_rules import policies_of, refusal
 from config.notes import Note, Reason
-from config.objects import Endpoint, Kind, MeshObject, Meta, Ref, WorkloadEntry
+from config.objects import Endpoint, Kind, MeshObject, Meta, Ref, RegistrationPolicy, WorkloadEntry
 from config.registry.capture import Attached, Registration
 from config.registry.registry import Registry
 
@@ -58,10 +58,19 @@ class Claim:
     attached: Attached
     registration: Registration
     verdict: Verdict = NOTHING
+    # What was thought of it last, and about what: claims are many, and few of them change.
+    judged: tuple[tuple[RegistrationPolicy, ...], Attached, str] | None = None
+    made: tuple[Attached, bool, WorkloadEntry] | None = None
+    ref: Ref = field(init=False)
 
-    @property
-    def ref(self) -> Ref:
-        return Ref(Kind.WORKLOAD_ENTRY.value, self.attached.namespace, self.attached.name)
+    def __post_init__(self) -> None:
+        self.ref = _ref(self.attached)
+
+    def entry(self, *, is_live: bool) -> WorkloadEntry:
+        made = self.made
+        if made is None or made[0] is not self.attached or made[1] != is_live:
+            made = self.made = self.attached, is_live, _entry(self, is_live=is_live)
+        return made[2]
 
     @property
     def place(self) -> tuple[str, str]:
@@ -88,6 +97,7 @@ class Registrations:
         self._claims: dict[tuple[str, str], Claim] = {}  # by node and uid
         self._leases: dict[str, _Lease] = {}
         self._applied: dict[Ref, MeshObject] = {}
+        self._around: dict[str, tuple[tuple[RegistrationPolicy, ...], str]] = {}
         self._numbers = itertools.count(1)
 
     # ---- told ----
@@ -101,7 +111,8 @@ class Registrations:
             assert attached.registration is not None
             claim = self._claims.get((node, uid))
             if claim is not None and claim.ref == _ref(attached):
-                claim.attached, claim.registration = attached, attached.registration
+                if claim.attached != attached:
+                    claim.attached, claim.registration = attached, attached.registration
             else:
                 number = next(self._numbers)
                 self._claims[(node, uid)] = Claim(number, node, attached, attached.registration)
@@ -135,6 +146,7 @@ class Registrations:
         """Judges every claim against policies and manifests as they are now, and files what stands."""
         if not self._claims and not self._applied:
             return Delta()
+        self._around.clear()
         wanted: dict[Ref, WorkloadEntry] = {}
         taken: dict[str, Claim] = {}
         ours = {self._uid(ref) for ref, entry in self._applied.items() if self._is_ours(ref, entry)}
@@ -144,7 +156,7 @@ class Registrations:
             if claim.verdict.state is State.REGISTERED:
                 claim.verdict = self._judge_addresses(claim, taken, ours)
             if claim.verdict.state is State.REGISTERED:
-                wanted[claim.ref] = _entry(claim, is_live=not self.is_expired(claim.node))
+                wanted[claim.ref] = claim.entry(is_live=not self.is_expired(claim.node))
                 taken |= dict.fromkeys(self._aliases(claim), claim)
         return self._file(wanted)
 
@@ -156,7 +168,9 @@ class Registrations:
             if ref not in wanted and held.get(ref) is entry  # else a manifest has taken its place
         ]
         changed: dict[Ref, MeshObject] = {
-            ref: entry for ref, entry in wanted.items() if held.get(ref) != entry
+            ref: entry
+            for ref, entry in wanted.items()
+            if (now := held.get(ref)) is not entry and now != entry
         }
         self._applied = {ref: changed.get(ref, held.get(ref, entry)) for ref, entry in wanted.items()}
         return self._registry.apply(changed, removed) if changed or removed else Delta()
@@ -164,10 +178,19 @@ class Registrations:
     def _judge(self, claim: Claim, wanted: Container[Ref]) -> Verdict:
         if (manifest := self._manifest_of(claim)) is not None:
             return Verdict(State.SHADOWED, f"{manifest} of the manifests counts instead")
-        reason = refusal(claim.node, claim.attached, claim.addresses, claim.registration, self._registry)
+        reason = self._refusal(claim)
         if not reason and claim.ref in wanted:
             reason = f"{claim.ref} is registered by another node, and stays so while its lease lives"
         return Verdict(State.REFUSED, reason) if reason else Verdict(State.REGISTERED)
+
+    def _refusal(self, claim: Claim) -> str:
+        """What the policies say; thought about once for the same words and the same policies."""
+        policies = self._surroundings(claim.attached.namespace)[0]
+        judged = claim.judged
+        if judged is None or judged[0] != policies or judged[1] is not claim.attached:
+            reason = refusal(claim.node, claim.attached, claim.addresses, claim.registration, policies)
+            judged = claim.judged = policies, claim.attached, reason
+        return judged[2]
 
     def _judge_addresses(self, claim: Claim, taken: Mapping[str, Claim], ours: AbstractSet[str]) -> Verdict:
         """An address has one holder: others would be taken for it."""
@@ -176,9 +199,10 @@ class Registrations:
             if (other := taken.get(alias)) is not None:
                 text = f"address {address} is registered as {other.ref} by node {other.node}"
                 return Verdict(State.REFUSED, text)
-            foreign = sorted({each.name for each in self._registry.find(alias)} - ours)
+            foreign = [name for name in self._registry.names_at(alias) if name not in ours]
             if foreign:
-                return Verdict(State.REFUSED, f"address {address} is that of {foreign[0]} of the manifests")
+                text = f"address {address} is that of {min(foreign)} of the manifests"
+                return Verdict(State.REFUSED, text)
         return Verdict(State.REGISTERED)
 
     def _manifest_of(self, claim: Claim) -> Ref | None:
@@ -194,10 +218,17 @@ class Registrations:
         return entry is not None and self._registry.index.objects.get(ref) is entry
 
     def _aliases(self, claim: Claim) -> list[str]:
-        places = self._registry.places
-        labels = places.namespace_labels(claim.attached.namespace)
-        network = claim.registration.network or labels.get(keys.NETWORK, "") or places.mesh_network()
+        network = claim.registration.network or self._surroundings(claim.attached.namespace)[1]
         return [address_key(network, address) for address in claim.addresses]
+
+    def _surroundings(self, namespace: str) -> tuple[tuple[RegistrationPolicy, ...], str]:
+        """Policies and network of a namespace, looked up once for each `settle`."""
+        found = self._around.get(namespace)
+        if found is None:
+            places = self._registry.places
+            network = places.namespace_labels(namespace).get(keys.NETWORK, "") or places.mesh_network()
+            found = self._around[namespace] = tuple(policies_of(namespace, self._registry)), network
+        return found
 
     def _uid(self, ref: Ref) -> str:
         cluster = self._registry.settings.cluster_id

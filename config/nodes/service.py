@@ -138,9 +138,11 @@ class NodeService:
             # On disk first: what others were told must outlive this process.
             await self._save()
         captured = self.book.captured(node)
+        was_expired = self.registrations.is_expired(node)
         self.registrations.report(node, self.book.attached(node), trio.current_time())
         self._leases_changed.set()
-        self._tell(node, before)
+        if is_new or was_expired:
+            self._tell(node, before)
         for place in sorted(captured ^ before):
             event = "workload_captured" if place in captured else "workload_released"
             log.info(event, node=attendance.node, namespace=place[0], name=place[1])

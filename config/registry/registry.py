@@ -190,6 +190,10 @@ class Registry:
         for notes in self._notes.values():
             yield from notes
 
+    def names_at(self, key: str) -> Iterable[str]:
+        """The resources that have an address, as `network/address`: workloads by uid, services by name."""
+        return self._aliases.get(key, ())
+
     def find(self, key: str) -> list[Resource]:
         """By resource name or alias, the way on-demand clients ask: addresses only. A service brings its
         endpoints along.

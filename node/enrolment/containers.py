@@ -16,9 +16,9 @@ import trio
 
 from node.agent import Agent, AttachRequest
 from node.attachment import Reference, ReferenceKind
-from node.enrolment.declaration import Declaration, of_container
+from node.enrolment.declaration import ORIGIN, Declaration, of_container, origin_of
 from node.enrolment.engine_api import Container, EngineApi, Event
-from node.errors import BadRequestError, EngineError, NamespaceRefusedError
+from node.errors import BadRequestError, EngineError
 from node.processes import start_time
 from telemetry.logging import get_logger
 from transport.errors import MeshError
@@ -101,21 +101,21 @@ class ContainerWatch:
     async def _resync(self) -> None:
         running = set(await self._engine.labelled())
         held = {
-            keeper.attachment.origin.removeprefix(self._origin(""))
+            keeper.attachment.origin.removeprefix(ORIGIN)
             for keeper, _ in self._agent.keepers()
-            if keeper.attachment.origin.startswith(self._origin(""))
+            if keeper.attachment.origin.startswith(ORIGIN)
         }
-        for identifier in sorted(held - running):
-            self._ended(identifier)
         self.refused = {key: text for key, text in self.refused.items() if key in running}
-        for identifier in sorted(running):
+        for identifier in sorted(running | held):
             await self._look_at(identifier)
 
     async def _look_at(self, identifier: str) -> None:
         """Enrols a container, or says why not."""
         try:
             found = await self._engine.inspect(identifier)
-            if found is None or not found.is_running:
+            if found is None:
+                return  # another engine's, or removed: then its processes have ended, which the agent sees
+            if not found.is_running:
                 self._ended(identifier)
                 return
             declaration = of_container(found.labels)
@@ -130,14 +130,8 @@ class ContainerWatch:
             self.refused.pop(identifier, None)
 
     async def _enrol(self, container: Container, declaration: Declaration) -> None:
-        origin = self._origin(container.id)
+        origin = origin_of(container.id)
         reference = await bound_to(self._engine, container)
-        for keeper, _ in self._agent.keepers():
-            kept = keeper.attachment
-            if kept.uid == declaration.uid and kept.origin != origin and not keeper.is_ending:
-                raise NamespaceRefusedError(
-                    f"the workload {kept.uid} is enrolled already, by {kept.origin or 'hand'}"
-                )
         await self._agent.attach(
             AttachRequest(
                 declaration.namespace,
@@ -155,15 +149,12 @@ class ContainerWatch:
 
     def _ended(self, identifier: str) -> None:
         self.refused.pop(identifier, None)
-        self._agent.ended(self._origin(identifier))
+        self._agent.ended(origin_of(identifier))
 
     def _refuse(self, identifier: str, reason: str) -> None:
         if self.refused.get(identifier) != reason and len(self.refused) < MAX_SHOWN:
             self.refused[identifier] = reason
             log.warning("container_not_enrolled", container=identifier[:12], reason=reason)
-
-    def _origin(self, identifier: str) -> str:
-        return f"container {self._engine.path} {identifier}"
 
 
 async def bound_to(engine: EngineApi, container: Container) -> Reference:

@@ -18,6 +18,7 @@ LABEL_PREFIX: Final = "mycelia.io/"
 WORKLOAD: Final = "workload"
 KNOWN: Final = frozenset({WORKLOAD, "namespace", "service-account", "labels", "addresses", "network"})
 MAX_ENTRIES: Final = 64
+ORIGIN: Final = "container "
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,11 @@ def of_container(labels: Mapping[str, str]) -> Declaration | None:
         key.removeprefix(LABEL_PREFIX): value for key, value in labels.items() if key.startswith(LABEL_PREFIX)
     }
     return declared(words)
+
+
+def origin_of(identifier: str) -> str:
+    """A container's, by its id: that is never used again, by any engine."""
+    return f"{ORIGIN}{identifier}"
 
 
 def split(text: str) -> list[str]:

@@ -20,7 +20,7 @@ import trio
 from node.agent import Agent, AttachRequest
 from node.enrolment.declaration import Declaration
 from node.enrolment.unit import PREFIX, PROPERTIES, Unit, read_options, read_show, reference_of
-from node.errors import NamespaceRefusedError, UnitRefusedError
+from node.errors import UnitRefusedError
 from node.processes import start_time, wait_end
 from telemetry.logging import get_logger
 from transport.errors import MeshError
@@ -168,11 +168,6 @@ class UnitWatch:
             nursery.start_soon(self._follow, unit, nursery)
 
     async def _attach(self, unit: Unit, declaration: Declaration) -> None:
-        for keeper, _ in self._agent.keepers():
-            kept = keeper.attachment
-            if kept.uid == declaration.uid and kept.origin != unit.origin and not keeper.is_ending:
-                by = kept.origin or "hand"
-                raise NamespaceRefusedError(f"the workload {kept.uid} is enrolled already, by {by}")
         await self._agent.attach(
             AttachRequest(
                 declaration.namespace,

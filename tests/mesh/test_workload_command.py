@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 import subprocess
@@ -215,3 +216,41 @@ def test_the_first_and_the_last_connection_of_a_short_workload_are_whole(mesh: M
             while data := last.recv(65536):
                 received += len(data)
     assert received == size
+
+
+def hook(mesh: Mesh, monkeypatch: pytest.MonkeyPatch, state: object) -> int:
+    """As a container runtime calls it."""
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(json.dumps(state).encode())))
+    return workload(mesh, "oci-hook")
+
+
+def test_a_runtime_is_held_until_its_container_is_captured(
+    mesh: Mesh, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = mesh.lab.add_workload("box-1", mesh.nodes["alpha"].node)
+    process = mesh.lab.popen(place, ["sleep", "1000"])
+    annotations = {"mycelia.io/workload": "box", "mycelia.io/service-account": "web-box"}
+    state = {
+        "ociVersion": "1.0.2",
+        "id": "ab12",
+        "status": "creating",
+        "pid": process.pid,
+        "annotations": annotations,
+    }
+    assert hook(mesh, monkeypatch, {**state, "annotations": {"other": "x"}}) == 0
+    assert hook(mesh, monkeypatch, state) == 0
+    assert "redirect to :15001" in mesh.lab.run(place, ["nft", "list", "ruleset"]).stdout
+    with mesh.agent("alpha") as agent:
+        (listed,) = [each for each in agent.list() if each.uid == "default/box"]
+        assert (listed.origin, listed.is_captured) == ("container ab12", True)
+    other = mesh.lab.popen(mesh.lab.add_workload("box-2", mesh.nodes["alpha"].node), ["sleep", "1000"])
+    assert hook(mesh, monkeypatch, {**state, "id": "cd34", "pid": other.pid}) == 2
+    assert "enrolled already, by container ab12" in capsys.readouterr().err
+    mesh.lab.stop(process)
+    refused = {**annotations, "mycelia.io/service-account": "admin"}
+    assert hook(mesh, monkeypatch, {**state, "id": "cd34", "pid": other.pid, "annotations": refused}) == 2
+    assert "may not be registered" in capsys.readouterr().err
+    with mesh.agent("alpha") as agent:
+        assert "default/box" not in [each.uid for each in agent.list()], "it was not started"
+    assert hook(mesh, monkeypatch, {"id": "x"}) == 2
+    assert "not the state of a container" in capsys.readouterr().err
