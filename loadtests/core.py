@@ -15,8 +15,10 @@ from functools import partial
 from typing import Any, Final
 
 from dataplane.state.model import ADDRESS_TYPE
+from dataplane.worker.log import WorkerLog
 from dataplane.worker.records import RecordQueue
 from loadtests.waypoint.mycelia import key_of, resources_of, service_routes
+from loadtests.waypoint.protection import GUARDED, policies
 from loadtests.waypoint.routes import GRPC_PORT
 from loadtests.waypoint.site import Site
 from transport.errors import MeshError
@@ -25,14 +27,17 @@ from transport.http2.events import DataReceived, Header, HeadersReceived
 from transport.http2.settings import Role
 from transport.reactor import Reactor
 from transport.spiffe import SpiffeId
+from waypoint.state.authorization import AUTHORIZATION_TYPE
 from waypoint.state.hosts import Application, Endpoint
 from waypoint.state.place import Place
 from waypoint.state.routes import ROUTES_TYPE
 from waypoint.state.store import WaypointState
+from waypoint.worker.authorization import Authorization
 from waypoint.worker.byte_stream import NOBODY, StreamHandler
 from waypoint.worker.decider import RoutingDecider
 from waypoint.worker.http2_connection import SETTINGS
 from waypoint.worker.plan import Source
+from waypoint.worker.policy_counts import PolicyCounts
 from waypoint.worker.proxy import Proxy
 from waypoint.worker.telemetry import Telemetry, pack_exchanges
 from waypoint.worker.tracing import RequestTracer
@@ -138,9 +143,20 @@ class Core:
         state.apply(ADDRESS_TYPE, [(one.name, one.value) for one in addresses.upserts], ())
         routes = service_routes("shop").SerializeToString()
         state.apply(ROUTES_TYPE, [(key_of("shop"), routes)], ())
+        state.apply(ROUTES_TYPE, [(key_of(GUARDED), service_routes(GUARDED).SerializeToString())], ())
+        guards = [(f"default/{each.name}", each.SerializeToString()) for each in policies(key_of(GUARDED))]
+        state.apply(AUTHORIZATION_TYPE, guards, ())
+        log = WorkerLog(lambda _: True, lambda: reactor.now)
         self.dialler = _MemoryDialler(reactor)
         upstreams = Upstreams(reactor, self.dialler)
-        decider = RoutingDecider(state, reactor, upstreams, random=random.random, wall_clock=time.time)
+        decider = RoutingDecider(
+            state,
+            reactor,
+            upstreams,
+            random=random.random,
+            wall_clock=time.time,
+            check_sources=(Authorization(state, log, PolicyCounts()),),
+        )
         records = RecordQueue(reactor, lambda _: True, pack_exchanges, limit=1000, is_on=False)
         self.proxy = Proxy(
             reactor,
@@ -152,9 +168,9 @@ class Core:
         )
         self.spent = 0.0
 
-    def source(self, number: int, port: int) -> Source:
+    def source(self, number: int, port: int, service: str = "shop") -> Source:
         identity = SpiffeId.parse("spiffe://cluster.local/ns/default/sa/client")
-        return Source((_SITE.client_ip, 40_000 + number), (_SITE.vip_of("shop"), port), identity)
+        return Source((_SITE.client_ip, 40_000 + number), (_SITE.vip_of(service), port), identity)
 
     def charged(self, work: Callable[[], None]) -> None:
         """Run a part that is the proxy's, to the end of its pass."""
@@ -167,11 +183,11 @@ class Core:
         self.spent += time.thread_time() - before
 
 
-def measure_http1(core: Core, batches: int) -> float:
+def measure_http1(core: Core, batches: int, service: str = "shop") -> float:
     """Microseconds a request: 64 client connections, HTTP/1.1 on both sides."""
     clients = [MemoryStream() for _ in range(_BATCH)]
     for number, client in enumerate(clients):
-        core.charged(partial(core.proxy.accept, client, core.source(number, 80)))
+        core.charged(partial(core.proxy.accept, client, core.source(number, 80, service)))
     request, response = memoryview(_REQUEST), memoryview(_RESPONSE)
 
     def ask() -> None:
@@ -291,11 +307,12 @@ def main() -> None:
     options = parser.parse_args()
     for name, measure in (
         ("http1", measure_http1),
+        ("http1, 100 policies", partial(measure_http1, service=GUARDED)),
         ("http2", partial(measure_http2, is_grpc=False)),
         ("grpc", partial(measure_http2, is_grpc=True)),
     ):
         figures = [measure(Core(), options.batches) for _ in range(options.rounds)]
-        print(f"{name:6} {min(figures):6.1f} us a request")
+        print(f"{name:20} {min(figures):6.1f} us a request")
 
 
 if __name__ == "__main__":

@@ -20,11 +20,10 @@ from transport.http1.meaning import RequestHead, ResponseHead
 from transport.http1.receiving import ReceivingHalf
 from transport.http1.settings import Http1Settings, Role
 from transport.http1.writing import HeadPlan
-from transport.http2.events import HeaderList
+from transport.http2.events import SECRETS, HeaderList
 
 _MAX_KNOWN: Final = 512  # heads of each kind; at the bound all are forgotten
 _MAX_HEAD_BYTES: Final = 1024
-_SECRETS: Final = frozenset({b"authorization", b"proxy-authorization", b"cookie", b"set-cookie"})
 _Head = TypeVar("_Head", RequestHead, ResponseHead)
 _Written = dict[tuple[object, ...], tuple[HeadPlan, bytes]]
 
@@ -136,4 +135,4 @@ def _make_room(known: dict[bytes, _Head] | _Written) -> None:
 
 
 def _has_secret(headers: Iterable[Header]) -> bool:
-    return any(name in _SECRETS for name, _ in headers)
+    return any(name in SECRETS for name, _ in headers)

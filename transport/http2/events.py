@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 Header: TypeAlias = tuple[bytes, bytes]
+
+# Headers whose values nobody keeps for longer than their message.
+SECRETS: Final = frozenset({b"authorization", b"proxy-authorization", b"cookie", b"set-cookie"})
 
 
 class HeaderList(list[Header]):

@@ -23,7 +23,7 @@ from proto.mycelia import authorization_l7_pb2 as pb
 from waypoint.state.errors import RoutesRejected
 from waypoint.state.external_authorizer import ExternalAuthorizer, parse_authorizer
 from waypoint.state.policies import Attached, check_name
-from waypoint.state.policy_clauses import SERVER_NAME_KEY, Test, clause_test, is_about_requests
+from waypoint.state.policy_clauses import SERVER_NAME_KEY, Test, clause_test, header_name, is_about_requests
 from waypoint.state.policy_facts import PolicyFacts
 from waypoint.state.rule_table import Keys, RuleTable
 
@@ -56,6 +56,7 @@ class Rule:
         "_conditions",
         "_operations",
         "_sources",
+        "header_names",
         "index",
         "is_void",
         "keys",
@@ -85,6 +86,8 @@ class Rule:
         self._operations = sets(message.operations)
         self._conditions = tuple(clause_test(each, is_refusing=is_refusing) for each in message.conditions)
         self.keys = Keys.of(message)
+        clauses = [each for part in (*message.sources, *message.operations) for each in part.clauses]
+        self.header_names = frozenset(header_name(each.key) for each in (*clauses, *message.conditions))
         self.needs_server_name = any(each.key == SERVER_NAME_KEY for each in message.conditions)
 
     def holds(self, facts: PolicyFacts) -> bool:

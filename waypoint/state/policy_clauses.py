@@ -85,6 +85,12 @@ def clause_test(clause: pb.Clause, *, is_refusing: bool) -> Test:
     return build(clause)
 
 
+def header_name(key: str) -> bytes:
+    """Which header a clause with this key looks at; empty for other clauses."""
+    header = _HEADER.fullmatch(key)
+    return b"" if header is None else header[1].lower().encode()
+
+
 def is_about_requests(key: str) -> bool:
     """Whether only HTTP knows it."""
     return key.startswith("request.")

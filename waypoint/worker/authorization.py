@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from dataplane.worker.log import WorkerLog
+from transport.http2.events import SECRETS
 from waypoint.state.authorization import AUTHORIZATION_TYPE, Action, Authorizer, Policy, Refusal
 from waypoint.state.policies import Unreadable
 from waypoint.state.policy_facts import PolicyFacts
@@ -17,11 +18,14 @@ from waypoint.state.store import WaypointState
 from waypoint.worker.answers import Answer
 from waypoint.worker.checks import Check, Phase, StreamCheck
 from waypoint.worker.examination import Examination
+from waypoint.worker.headers import Request
 from waypoint.worker.plan import Source
 from waypoint.worker.policy_counts import PolicyCounts
 from waypoint.worker.ways import ServedPort
 
 _BODY: Final = b"RBAC: access denied"
+_MAX_PASSED: Final = 4096  # requests that are remembered for a port; at the bound all are forgotten
+_MAX_SEEN_BYTES: Final = 1024
 _UNREADABLE: Final = Answer(503, "policy_unreadable", body=b"the policy of this service cannot be read")
 
 
@@ -79,7 +83,11 @@ class Authorization:
 
 
 class _Everything:
-    """All policies of a port. Implements Check and StreamCheck."""
+    """All policies of a port. Implements KnowingCheck and StreamCheck.
+
+    Who passed is remembered by all that the policies may look at, for they judge the same again. Not so with
+    credentials, whose time passes, and where each request is to be noted (AUDIT, dry run).
+    """
 
     phase = Phase.AUTHORIZE
 
@@ -93,12 +101,49 @@ class _Everything:
             Authorizer(tried, is_for_streams=True),
         )
         self.needs_server_name = any(rule.needs_server_name for each in policies for rule in each.rules)
+        self._header_names = frozenset(
+            name for each in policies for rule in each.rules for name in rule.header_names
+        )
+        self._passed: set[tuple[object, ...]] = set()
+        self._notes_each = bool(tried) or any(each.action is Action.AUDIT for each in enforced)
+
+    def lets_pass(self, request: Request, source: Source) -> bool:
+        return bool(self._passed) and self._seen(request, source) in self._passed
+
+    def _seen(self, request: Request, source: Source) -> tuple[object, ...]:
+        """All that the policies can look at, but for credentials."""
+        names = self._header_names
+        return (
+            source.identity,
+            source.address[0],
+            source.destination,
+            request.method,
+            request.path,
+            request.query,
+            request.authority,
+            request.scheme,
+            *[field for field in request.headers if field[0] in names],
+        )
+
+    def _remember(self, request: Request, source: Source) -> None:
+        fields = [field for field in request.headers if field[0] in self._header_names]
+        size = len(request.target) + sum(len(value) for _, value in fields)
+        if self._notes_each or size > _MAX_SEEN_BYTES or any(name in SECRETS for name, _ in fields):
+            return
+        if len(self._passed) >= _MAX_PASSED:
+            self._passed.clear()
+        self._passed.add(self._seen(request, source))
 
     def examine(self, examination: Examination) -> Answer | None:
+        has_credentials = examination.credentials is not None
+        if not has_credentials and self.lets_pass(examination.request, examination.source):
+            return None
         refusal, remarks = self._judge(*self._of_requests, facts_of(examination))
         if refusal is None:
             if remarks:
                 examination.outcome.policy = "; ".join(remarks)
+            if not has_credentials:
+                self._remember(examination.request, examination.source)
             return None
         examination.outcome.policy = refusal.policy
         return Answer(403, f"rbac_access_denied_matched_policy[{refusal.matched}]", body=_BODY)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias, runtime_checkable
 
 from transport.http2.events import Header
 from waypoint.worker.answers import Answer
@@ -17,6 +17,7 @@ from waypoint.worker.plan import Source
 
 if TYPE_CHECKING:
     from waypoint.worker.examination import Examination
+    from waypoint.worker.headers import Request
     from waypoint.worker.ways import ServedPort
 
 ResponseHook: TypeAlias = Callable[[int, list[Header]], None]
@@ -46,6 +47,14 @@ class Check(Protocol):
 
     def examine(self, examination: Examination) -> Answer | Pending | None:
         """None: go on. An answer: the client gets it. Must not raise: what cannot be judged is refused."""
+
+
+@runtime_checkable
+class KnowingCheck(Protocol):
+    """A check that may know without an examination that it would let a request pass."""
+
+    def lets_pass(self, request: Request, source: Source) -> bool:
+        """True: `examine` would say None and leave no trace, if no check before it found credentials."""
 
 
 class StreamCheck(Protocol):

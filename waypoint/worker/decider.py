@@ -120,9 +120,14 @@ class RoutingDecider:
 
     # Requests
 
-    def checks(self, source: Source) -> Sequence[Check]:
+    def checks(self, request: Request, source: Source) -> Sequence[Check]:
         port = self._port(source.destination)
-        return () if port is None else port.checks
+        if port is None:
+            return ()
+        knowing = port.knowing_check
+        if knowing is not None and knowing.lets_pass(request, source):
+            return ()
+        return port.checks
 
     def match(self, request: Request, source: Source) -> Matched:
         port = self._port(source.destination)

@@ -160,7 +160,7 @@ class Exchange:
             if not request.upgrade:
                 self.respond(answers.UPGRADE_REFUSED)
                 return
-        checks = proxy.decider.checks(self._downstream.source)
+        checks = proxy.decider.checks(request, self._downstream.source)
         if checks:
             self._examine(checks)
         else:

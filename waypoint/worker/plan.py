@@ -170,8 +170,8 @@ class Matched:
 class Decider(Protocol):
     """Decides requests and plain connections."""
 
-    def checks(self, source: Source) -> Sequence[Check]:
-        """What has to let a request pass before `choose`, in order; mostly nothing."""
+    def checks(self, request: Request, source: Source) -> Sequence[Check]:
+        """What has still to let a request pass before `choose`, in order; mostly nothing."""
 
     def match(self, request: Request, source: Source) -> Matched:
         """The rule that takes a request. Asked for where there are checks only."""

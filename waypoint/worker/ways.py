@@ -18,7 +18,7 @@ from waypoint.state.route_table import RouteEntry
 from waypoint.state.routes import PortTable, TcpRule
 from waypoint.state.rules import Backend, Forward, HeaderChanges, HttpRule
 from waypoint.worker.answers import Answer, of_local
-from waypoint.worker.checks import Check, StreamCheck
+from waypoint.worker.checks import Check, KnowingCheck, StreamCheck
 from waypoint.worker.plan import MAX_REPLAY_BYTES, Declared
 
 Changes: TypeAlias = tuple[HeaderChanges, ...]
@@ -97,10 +97,11 @@ class ServedPort:
     """
 
     __slots__ = (
+        "_checks",
         "_find",
         "_ways",
-        "checks",
         "declared",
+        "knowing_check",
         "needs_server_name",
         "port",
         "service",
@@ -122,11 +123,22 @@ class ServedPort:
         self.service = owner if isinstance(owner, Service) else None
         self.workload = owner if isinstance(owner, Workload) else None
         self.port = port
-        self.checks: Sequence[Check] = ()
+        self._checks: Sequence[Check] = ()
+        self.knowing_check: KnowingCheck | None = None  # the port's only check
         self.stream_checks: Sequence[StreamCheck] = ()
         self.needs_server_name = any(rule.sni_hosts for rule in table.tcp_rules)
         self._find = find
         self._ways: dict[int, RuleWays] = {}
+
+    @property
+    def checks(self) -> Sequence[Check]:
+        return self._checks
+
+    @checks.setter
+    def checks(self, checks: Sequence[Check]) -> None:
+        self._checks = checks
+        only: object = checks[0] if len(checks) == 1 else None
+        self.knowing_check = only if isinstance(only, KnowingCheck) else None
 
     def ways(self, entry: RouteEntry) -> RuleWays:
         """The rule of an entry, prepared at its first use."""

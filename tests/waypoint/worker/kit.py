@@ -57,7 +57,7 @@ class Routes:
     tcp: Endpoint | None = None
     requests: list[Request] = field(default_factory=list)
 
-    def checks(self, source: Source) -> Sequence[Check]:
+    def checks(self, request: Request, source: Source) -> Sequence[Check]:
         return ()
 
     def match(self, request: Request, source: Source) -> Matched:

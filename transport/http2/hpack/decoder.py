@@ -11,14 +11,13 @@ from __future__ import annotations
 
 from typing import Final
 
-from transport.http2.events import Header, HeaderList
+from transport.http2.events import SECRETS, Header, HeaderList
 from transport.http2.headers import RequestHead, ResponseHead
 from transport.http2.hpack import huffman
 from transport.http2.hpack.table import DEFAULT_TABLE_BYTES, STATIC, STATIC_COUNT, HpackError, entry_bytes
 
 _CACHED_BLOCKS: Final = 64
 _MAX_CACHED_BYTES: Final = 1024
-_SECRETS: Final = frozenset({b"authorization", b"proxy-authorization", b"cookie", b"set-cookie"})
 _MAX_INTEGER_OCTETS: Final = 4  # 28 bits beyond the prefix: more than any length or index we accept
 
 
@@ -122,7 +121,7 @@ class Decoder:
                 if first_of_value & 0x80:
                     value = huffman.decode(value)
                 header = (name, value)
-                if name in _SECRETS:
+                if name in SECRETS:
                     is_cacheable = False
                 if mask == 0x3F:
                     self._insert(header)

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Final
 
-from transport.http2.events import Header
+from transport.http2.events import SECRETS, Header
 from transport.http2.hpack import huffman
 from transport.http2.hpack.table import (
     DEFAULT_TABLE_BYTES,
@@ -23,7 +23,6 @@ from transport.http2.hpack.table import (
     entry_bytes,
 )
 
-_NEVER_INDEXED: Final = frozenset({b"authorization", b"proxy-authorization", b"set-cookie", b"cookie"})
 _UNIQUE: Final = frozenset(
     {
         b"forwarded",
@@ -146,7 +145,7 @@ class Encoder:
             return prefix + _plain(value)
         number = self._names.get(name)
         index = STATIC_NAMES.get(name, 0) if number is None else STATIC_COUNT + self._inserted - number
-        if name in _NEVER_INDEXED:
+        if name in SECRETS:
             return encode_integer(index, 4, 0x10) + (b"" if index else _plain(name)) + _plain(value)
         if not self._is_worth_indexing(header, is_name_known=index > 0):
             prefix = encode_integer(index, 4, 0x00) + (b"" if index else _plain(name))
