@@ -13,6 +13,7 @@ from datetime import datetime
 from typing import Final
 
 from config.extension_providers import ExtensionProvider
+from config.observing import LoggingStep, MeshObserving, MetricOverride, TracingStep
 from config.refs import Ref as Ref  # noqa: PLC0414 - what objects are called belongs to them
 from config.routing_rules import GrpcRule, HttpRule, ParentRef, StreamRule
 from config.traffic_policies import NO_POLICIES, Budget, PolicySet, Subset, Tls
@@ -405,47 +406,6 @@ class RegistrationPolicy:
 
 
 @dataclass(frozen=True, slots=True)
-class LoggingStep:
-    """One entry of accessLogging; `filter` is an expression, empty for none."""
-
-    providers: tuple[str, ...] = ()
-    is_disabled: bool = False
-    filter: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class SpanTag:
-    """Exactly one of literal, environment and header says something."""
-
-    name: str
-    literal: str = ""
-    environment: str = ""
-    header: str = ""
-    default: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class TracingStep:
-    """One entry of tracing; None: it says nothing of it."""
-
-    providers: tuple[str, ...] = ()
-    percent: float | None = None
-    is_silent: bool | None = None
-    tags: tuple[SpanTag, ...] = ()
-    uses_request_id: bool | None = None
-    has_istio_tags: bool | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class MetricOverride:
-    """`metric` as written; `labels` name an expression, or None to take the label away."""
-
-    metric: str = "ALL_METRICS"
-    is_disabled: bool | None = None
-    labels: tuple[tuple[str, str | None], ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
 class Telemetry:
     """Without targets and selector it is for its namespace, in the root namespace for the mesh."""
 
@@ -633,6 +593,7 @@ class MeshConfig:
 
     meta: Meta
     providers: tuple[ExtensionProvider, ...] = ()
+    observing: MeshObserving = field(default_factory=MeshObserving)
 
     def provider(self, name: str) -> ExtensionProvider | None:
         return next((each for each in self.providers if each.name == name), None)

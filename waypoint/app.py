@@ -16,8 +16,9 @@ from dataplane.control.resources import HeldResources
 from dataplane.control.worker_link import Command, worker_of
 from dataplane.state.model import ADDRESS_TYPE
 from proto.mycelia import worker_pb2 as pb
+from telemetry.access_defaults import LABELS, TEXT
+from telemetry.access_format import Format, LabelFormat, parse_format, parse_labels
 from transport.sockets import open_listener
-from waypoint.control.access_log import JSON, TEXT
 from waypoint.control.config_dump import DumpInput, config_dump
 from waypoint.control.listeners import LISTENING, Listeners
 from waypoint.control.metrics import EXCHANGES_DROPPED, HttpTotals
@@ -66,7 +67,7 @@ class Waypoint(ControlProcess):
         )
         self.http_totals = HttpTotals()
         self.exchanges_dropped = 0
-        self._format = JSON if settings.access_log == "json" else TEXT
+        self._format = _default_format(settings)
         self.spans = SpanSink(self.state.telemetry, self.state.mesh, Teller.of(settings, self._version))
         self._wire(resources, self.listeners, command, {"exchanges": self._take_exchanges})
 
@@ -168,6 +169,10 @@ class Waypoint(ControlProcess):
             worker_dumps=await self.pool.dumps(),
         )
         return await trio.to_thread.run_sync(config_dump, found)
+
+
+def _default_format(settings: Settings) -> Format | LabelFormat:
+    return parse_labels(LABELS) if settings.access_log == "json" else parse_format(TEXT)
 
 
 class _RedisSettings(TypedDict, total=False):

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from config.compile.resource import TELEMETRY, Resource, make_resource
 from config.extension_providers import FileAccessLog, SpanCollector, SpanWire
-from config.objects import MetricOverride, SpanTag, Telemetry, TracingStep
+from config.objects import Telemetry
+from config.observing import MeshObserving, MetricOverride, SpanTag, TracingStep
 from proto.mycelia import attachment_pb2
 from proto.mycelia import telemetry_pb2 as pb
 
 # What every waypoint has without being told: its standard output.
-BUILT_IN_LOGS: Final = frozenset({"envoy"})
+DEFAULT_LOG: Final = "envoy"
+BUILT_IN_LOGS: Final = frozenset({DEFAULT_LOG})
+DEFAULT_COLLECTOR: Final = "defaultConfig.tracing"
+DEFAULTS_NAME: Final = "MeshConfig"
 Collectors = Mapping[str, SpanCollector]
 Logs = Mapping[str, FileAccessLog]
 _METRICS: Final = {
@@ -42,6 +46,10 @@ class Providers:
 
     collectors: Collectors = field(default_factory=dict)
     logs: Logs = field(default_factory=dict)
+
+    @property
+    def log_names(self) -> frozenset[str]:
+        return BUILT_IN_LOGS | self.logs.keys()
 
 
 def unknown_logs(telemetry: Telemetry, logs: Logs) -> tuple[str, ...]:
@@ -76,17 +84,42 @@ def compile_telemetry(
         order=_order(telemetry),
     )
     for step in telemetry.logging:
-        known = [name for name in step.providers if name in BUILT_IN_LOGS or name in providers.logs]
+        known = [name for name in step.providers if name in providers.log_names]
         if known or not step.providers:
             message.logging.add(providers=known, disabled=step.is_disabled, filter=step.filter)
     message.overrides.extend(_override(each) for each in telemetry.overrides)
+    message.tracing.extend(_tracing(step, providers.collectors) for step in telemetry.tracing)
+    _add_providers(message, providers)
+    return make_resource(TELEMETRY, f"{meta.namespace}/{meta.name}", message, waypoints=waypoints)
+
+
+def compile_defaults(
+    observing: MeshObserving, namespace: str, waypoints: tuple[str, ...], providers: Providers
+) -> Resource:
+    """What holds before any Telemetry object, as if it were one; its name is none that an object can have."""
+    logs, collectors = dict(providers.logs), dict(providers.collectors)
+    if observing.log_format is not None:
+        logs.setdefault(DEFAULT_LOG, observing.log_format)
+    if observing.collector is not None:
+        collectors[DEFAULT_COLLECTOR] = observing.collector
+    providers = Providers(collectors, logs)
+    message = pb.Telemetry(namespace=namespace, name=DEFAULTS_NAME, level=pb.Telemetry.DEFAULTS)
+    if known := [name for name in observing.logs if name in providers.log_names]:
+        message.logging.add(providers=known)
+    named = (DEFAULT_COLLECTOR,) if observing.collector is not None else observing.tracing
+    message.tracing.append(_tracing(replace(observing.step, providers=named), collectors))
+    _add_providers(message, providers)
+    if DEFAULT_LOG in logs and DEFAULT_LOG not in known:
+        message.log_providers.append(_log(DEFAULT_LOG, logs[DEFAULT_LOG]))
+    return make_resource(TELEMETRY, f"{namespace}/{DEFAULTS_NAME}", message, waypoints=waypoints)
+
+
+def _add_providers(message: pb.Telemetry, providers: Providers) -> None:
+    """Those that its steps name."""
     logs = {name for step in message.logging for name in step.providers if name in providers.logs}
     message.log_providers.extend(_log(name, providers.logs[name]) for name in sorted(logs))
-    collectors = providers.collectors
-    message.tracing.extend(_tracing(step, collectors) for step in telemetry.tracing)
     named = {step.provider for step in message.tracing if step.provider}
-    message.span_providers.extend(_provider(name, collectors[name]) for name in sorted(named))
-    return make_resource(TELEMETRY, f"{meta.namespace}/{meta.name}", message, waypoints=waypoints)
+    message.span_providers.extend(_provider(name, providers.collectors[name]) for name in sorted(named))
 
 
 def _override(override: MetricOverride) -> pb.Telemetry.Override:

@@ -15,16 +15,17 @@ from pydantic import BeforeValidator, Field, ModelWrapValidatorHandler, PrivateA
 from config import objects
 from config.extension_providers import ForeignProvider
 from config.kinds.extension_providers import MAX_PROVIDERS, ProviderSpec, Strict
-from config.kinds.schema import Manifest, Model, complain, fields, refuse
+from config.kinds.mesh_observing import ObservingSpec
+from config.kinds.schema import Manifest, complain, fields, refuse
 from config.kinds.yaml_documents import YamlRefused, build
 
 NAME: Final = "istio"
 _UNREAD: Final = fields(
-    "accessLogEncoding accessLogFile accessLogFormat ca caCertificates certificates configSources "
-    "connectTimeout defaultConfig defaultDestinationRuleExportTo defaultHttpRetryPolicy defaultProviders "
+    "ca caCertificates certificates configSources "
+    "connectTimeout defaultDestinationRuleExportTo defaultHttpRetryPolicy "
     "defaultServiceExportTo defaultTrafficPolicy defaultVirtualServiceExportTo disableEnvoyListenerLog "
     "discoverySelectors dnsRefreshRate enableAutoMtls enableEnvoyAccessLogService enablePrometheusMerge "
-    "enableTracing h2UpgradePolicy hboneIdleTimeout inboundClusterStatName inboundTrafficPolicy "
+    "h2UpgradePolicy hboneIdleTimeout inboundClusterStatName inboundTrafficPolicy "
     "ingressClass ingressControllerMode ingressSelector ingressService localityLbSetting meshMTLS "
     "outboundClusterStatName outboundTrafficPolicy protocolDetectionTimeout proxyHttpPolicy proxyHttpPort "
     "proxyInboundListenPort proxyListenPort rootNamespace serviceEntryVisibility serviceScopeConfigs "
@@ -41,7 +42,7 @@ class PathNormalizationSpec(Strict):
     normalization: Literal["DEFAULT", "BASE"] = "DEFAULT"
 
 
-class MeshSpec(Model):
+class MeshSpec(ObservingSpec):
     unread: ClassVar[frozenset[str]] = _UNREAD
 
     providers: Annotated[list[ProviderSpec], Field(max_length=MAX_PROVIDERS)] = Field(
@@ -102,7 +103,7 @@ class ConfigMap(Manifest):
 
     def to_object(self) -> objects.MeshConfig:
         providers = tuple(provider.to_provider() for provider in self.data.mesh.providers)
-        return objects.MeshConfig(self.meta(), providers)
+        return objects.MeshConfig(self.meta(), providers, self.data.mesh.observing())
 
     def remarks(self) -> list[tuple[str, str]]:
         mesh = self.data.mesh
@@ -110,6 +111,9 @@ class ConfigMap(Manifest):
             (f"data.mesh.{name}", "this mesh does not read it: it has no effect (docs/configuration.md)")
             for name in mesh.left_out
         ]
+        if mesh.traces_nowhere:
+            text = "names no collector: say defaultProviders.tracing, or defaultConfig.tracing.zipkin.address"
+            found.append(("data.mesh.enableTracing", text))
         for index, each in enumerate(mesh.providers):
             config = each.to_provider().config
             if isinstance(config, ForeignProvider):

@@ -11,7 +11,7 @@ from typing import Annotated, Final, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from config import objects
+from config import objects, observing
 from config.kinds.istio_schema import Milliseconds
 from config.kinds.route_schema import is_field_name
 from config.kinds.schema import Manifest, Model, NonEmpty, Selector, complain, fields, refuse
@@ -75,8 +75,8 @@ class AccessLogging(Model):
         """A waypoint is the server's side (config-api 14)."""
         return self.match.mode != _CLIENT
 
-    def to_object(self) -> objects.LoggingStep:
-        return objects.LoggingStep(
+    def to_object(self) -> observing.LoggingStep:
+        return observing.LoggingStep(
             tuple(each.name for each in self.providers),
             self.disabled,
             self.filter.expression if self.filter is not None else "",
@@ -108,13 +108,15 @@ class CustomTag(Model):
             complain("a tag has exactly one of literal, environment, header")
         return self
 
-    def to_object(self, name: str) -> objects.SpanTag:
+    def to_object(self, name: str) -> observing.SpanTag:
         if self.literal is not None:
-            return objects.SpanTag(name, literal=self.literal.value)
+            return observing.SpanTag(name, literal=self.literal.value)
         if self.environment is not None:
-            return objects.SpanTag(name, environment=self.environment.name, default=self.environment.default)
+            return observing.SpanTag(
+                name, environment=self.environment.name, default=self.environment.default
+            )
         assert self.header is not None
-        return objects.SpanTag(name, header=self.header.name.lower(), default=self.header.default)
+        return observing.SpanTag(name, header=self.header.name.lower(), default=self.header.default)
 
 
 class Tracing(Model):
@@ -134,8 +136,8 @@ class Tracing(Model):
     def is_for_waypoints(self) -> bool:
         return self.match.mode != _CLIENT
 
-    def to_object(self) -> objects.TracingStep:
-        return objects.TracingStep(
+    def to_object(self) -> observing.TracingStep:
+        return observing.TracingStep(
             tuple(each.name for each in self.providers),
             self.percent,
             self.is_silent,
@@ -196,9 +198,9 @@ class MetricOverride(Model):
                 )
         return self
 
-    def to_object(self) -> objects.MetricOverride:
+    def to_object(self) -> observing.MetricOverride:
         labels = tuple((name, tag.value or None) for name, tag in sorted(self.tags.items()))
-        return objects.MetricOverride(self.match.metric, self.disabled, labels)
+        return observing.MetricOverride(self.match.metric, self.disabled, labels)
 
 
 class Metrics(Model):

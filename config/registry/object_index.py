@@ -360,6 +360,8 @@ class ObjectIndex:
                 self._put_sources(ref, made, dirt)
             case Kind.REGISTRATION_POLICY.value:
                 _put_or_discard(self._registration_policies, ref.namespace, ref, is_there=new is not None)
+            case Kind.MESH_CONFIG.value:
+                dirt.policies.add(ref)
             case _:
                 pass  # ServiceAccounts and ReferenceGrants matter to nobody here
 

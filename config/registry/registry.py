@@ -39,6 +39,7 @@ from config.objects import (
     AuthorizationPolicy,
     JwtRule,
     Kind,
+    MeshConfig,
     MeshObject,
     PeerAuthentication,
     PolicyAction,
@@ -59,7 +60,7 @@ from config.registry.providers import Providers
 from config.registry.requirement import Reached, Serving, asks, asks_whole, requirement
 from config.registry.shared_policies import SharedPolicies
 from config.registry.target_ports import PortPairs, entry_ports, service_ports, slice_ports
-from config.registry.telemetry import attach_telemetry
+from config.registry.telemetry import attach_mesh_config, attach_telemetry
 from config.registry.treatment import DestinationOf, Treatment
 from config.registry.virtual_addresses import VirtualAddresses
 from config.registry.virtual_attachment import ServiceHost, TargetResolver
@@ -314,6 +315,10 @@ class Registry:
             return self._attached(policy)
         if isinstance(policy, Telemetry):
             observed = attach_telemetry(policy, self)
+            self._attachments.put(ref, observed.depends_on)
+            return observed.resources, observed.notes
+        if isinstance(policy, MeshConfig):
+            observed = attach_mesh_config(policy, self)
             self._attachments.put(ref, observed.depends_on)
             return observed.resources, observed.notes
         self._attachments.put(ref, frozenset())

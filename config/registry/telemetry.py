@@ -8,14 +8,21 @@ protects nothing, so whatever is wrong with it leaves things as they are without
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from config.compile.resource import Resource
-from config.compile.telemetry import Providers, compile_telemetry, unknown_collectors, unknown_logs
+from config.compile.telemetry import (
+    Providers,
+    compile_defaults,
+    compile_telemetry,
+    unknown_collectors,
+    unknown_logs,
+)
 from config.extension_providers import FileAccessLog, SpanCollector
 from config.notes import Note, Reason
 from config.objects import Kind, MeshConfig, MeshObject, Ref, Telemetry
+from config.observing import MeshObserving
 from config.registry.attached_policies import Enrolments, all_waypoints, attach_policy
 from config.registry.waypoints import CLASS_REF
 from proto.mycelia import attachment_pb2 as pb
@@ -55,6 +62,33 @@ def attach_telemetry(telemetry: Telemetry, registry: Enrolments) -> Observed:
         root = registry.root_namespace
         made.append(compile_telemetry(telemetry, attachment, names, root_namespace=root, providers=providers))
     return Observed(made, tuple(notes), depends_on | {mesh_config})
+
+
+def attach_mesh_config(mesh: MeshConfig, registry: Enrolments) -> Observed:
+    """What holds for all waypoints before any Telemetry object says something."""
+    if mesh.meta.namespace != registry.root_namespace:
+        return Observed([], (), frozenset())
+    observing, providers = mesh.observing, _providers(mesh)
+    notes = tuple(_default_notes(mesh, providers))
+    names = tuple(f"{each.namespace}/{each.name}" for each in all_waypoints(registry.index))
+    says_something = replace(observing, metrics=None) != MeshObserving()
+    made = []
+    if names and says_something:
+        made.append(compile_defaults(observing, registry.root_namespace, names, providers))
+    return Observed(made, notes, frozenset({CLASS_REF}))
+
+
+def _default_notes(mesh: MeshConfig, providers: Providers) -> Iterator[Note]:
+    observing = mesh.observing
+    unknown = {
+        "accessLogging": [name for name in observing.logs if name not in providers.log_names],
+        "tracing": [name for name in observing.tracing[:1] if name not in providers.collectors],
+        "metrics": [name for name in observing.metrics or () if name != "prometheus"],
+    }
+    for field, names in unknown.items():
+        if names:
+            text = f"defaultProviders.{field}: {', '.join(names)} is no provider of that kind here"
+            yield Note(mesh.meta.ref, Reason.UNSUPPORTED_VALUE, f"{text}; it is not used")
 
 
 def _providers(mesh_config: MeshObject | None) -> Providers:

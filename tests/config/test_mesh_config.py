@@ -43,8 +43,10 @@ def test_providers_are_read_with_istios_defaults() -> None:
 
 
 def test_fields_without_effect_are_named() -> None:
-    (finding,) = read("accessLogFile: /dev/stdout").findings
-    assert (finding.severity, finding.path) == (Severity.WARNING, "data.mesh.accessLogFile")
+    (finding,) = read("outboundTrafficPolicy: {mode: ALLOW_ANY}").findings
+    assert (finding.severity, finding.path) == (Severity.WARNING, "data.mesh.outboundTrafficPolicy")
+    (finding,) = read("enableTracing: true").findings
+    assert (finding.severity, finding.path) == (Severity.WARNING, "data.mesh.enableTracing")
 
 
 def test_other_config_maps_are_none_of_our_business() -> None:
@@ -61,6 +63,15 @@ def test_other_config_maps_are_none_of_our_business() -> None:
         ("extensionProviders: [{name: a}]", "exactly one kind"),
         ("extensionProviders: [{name: a, prometheus: {}, datadog: {}}]", "exactly one kind"),
         ("extensionProviders: [{name: a, datadog: {}}, {name: a, datadog: {}}]", "twice"),
+        ("accessLogFile: /var/log/a", "/dev/stdout"),
+        ("accessLogFormat: '%WHAT%'", "%WHAT%"),
+        ("accessLogEncoding: XML", "TEXT, JSON"),
+        ("{accessLogEncoding: JSON, accessLogFormat: '%PROTOCOL%'}", "an object"),
+        ('{accessLogEncoding: JSON, accessLogFormat: \'{"a": {"b": "c"}}\'}', "whose values are texts"),
+        ('{accessLogEncoding: JSON, accessLogFormat: \'{"a": "%WHAT%"}\'}', "%WHAT%"),
+        ("defaultProviders: {profiling: [a]}", "no such field"),
+        ("defaultConfig: {tracing: {sampling: 101}}", "100.0 or less"),
+        ("defaultConfig: {tracing: {zipkin: {address: zipkin}}}", "HOST:PORT"),
         ("pathNormalization: {normalization: MERGE_SLASHES}", "allowed: DEFAULT, BASE"),
     ],
 )

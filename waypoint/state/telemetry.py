@@ -196,6 +196,7 @@ class TelemetryBook:
         targeted = [each for each in held if each.level == pb.Telemetry.TARGET]
         wide = [each for each in targeted if each.attached.whole_mesh or waypoint in each.attached.waypoints]
         groups = [
+            [each for each in held if each.level == pb.Telemetry.DEFAULTS],
             [each for each in held if each.level == pb.Telemetry.MESH],
             *(
                 [each for each in held if (each.level, each.namespace) == (pb.Telemetry.NAMESPACE, own)]

@@ -84,6 +84,14 @@ def test_places() -> None:
     assert logs(own, telemetry("n", OFF, level=NAMESPACE)) == {}
 
 
+def test_what_mesh_config_says_comes_before_all_objects() -> None:
+    defaults = telemetry("MeshConfig", ON, level=pb.Telemetry.DEFAULTS)
+    assert logs(defaults) == {"envoy": None}
+    assert logs(defaults, telemetry("m", ERRORS, level=MESH)) == {"envoy": ERRORS.filter}
+    assert logs(defaults, telemetry("m", OFF, level=MESH)) == {}
+    assert logs(defaults, telemetry("m", Step(providers=["a"]), level=MESH)) == {"a": None}
+
+
 def test_the_oldest_of_a_place_counts() -> None:
     old = telemetry("z", ON, level=TARGET, attachment=AT_WEB, order=1)
     new = telemetry("a", OFF, level=TARGET, attachment=AT_WEB, order=2)

@@ -7,7 +7,10 @@ from __future__ import annotations
 import json
 
 from proto.mycelia.worker_pb2 import Exchange
-from waypoint.control.access_log import JSON, TEXT
+from telemetry import access_defaults
+from telemetry.access_format import parse_format, parse_labels
+
+TEXT, JSON = parse_format(access_defaults.TEXT), parse_labels(access_defaults.LABELS)
 
 WHOLE = Exchange(
     time=1_700_000_000.25,
