@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import abc
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from transport.sockets import finish_connect, start_connect
 from transport.spiffe import SpiffeId
 from waypoint.state.hosts import Application, Endpoint
 from waypoint.worker.byte_stream import ByteStream
-from waypoint.worker.errors import ConnectTimeout, StreamBroken
+from waypoint.worker.errors import ConnectTimeout, PlaintextRefused, StreamBroken
 from waypoint.worker.tcp_stream import TcpStream
 from waypoint.worker.tunnel_stream import TunnelByteStream
 
@@ -41,18 +42,55 @@ class Dialler(Protocol):
         """`application`: what will be spoken over the stream; None: it is no HTTP, or nobody knows."""
 
 
-class TcpDialler:
+class Carrier(abc.ABC):
+    """A dialler that speaks no TLS to endpoints. `dial` refuses those that want it, however diallers are put
+    together; `carry` is for who speaks TLS over the stream.
+    """
+
+    def __init__(self, reactor: Reactor) -> None:
+        self.reactor = reactor
+
+    def dial(self, endpoint: Endpoint, done: DialDone, application: Application | None = None) -> Dial:
+        """Implements Dialler."""
+        if endpoint.tls is not None:
+            return _Refusal(self.reactor, endpoint, done)
+        return self.carry(endpoint, done, application)
+
+    @abc.abstractmethod
+    def carry(self, endpoint: Endpoint, done: DialDone, application: Application | None = None) -> Dial:
+        """As `dial`; for an endpoint that wants TLS, the caller promises to write nothing but TLS."""
+
+
+class _Refusal:
+    """Implements Dial."""
+
+    __slots__ = ("_done",)
+
+    def __init__(self, reactor: Reactor, endpoint: Endpoint, done: DialDone) -> None:
+        self._done: DialDone | None = done
+        error = PlaintextRefused(f"{socket_text(*endpoint.address)} is to be spoken to in TLS")
+        reactor.call_soon(lambda: self._tell(error))
+
+    def _tell(self, error: MeshError) -> None:
+        if self._done is not None:
+            self._done(error)
+
+    def cancel(self) -> None:
+        self._done = None
+
+
+class TcpDialler(Carrier):
     """Plain TCP, for endpoints outside of the mesh."""
 
     def __init__(self, reactor: Reactor, buffer: memoryview, *, connect_timeout_s: float = 10.0) -> None:
-        self._reactor = reactor
+        super().__init__(reactor)
         self._buffer = buffer
         self._connect_timeout_s = connect_timeout_s
 
-    def dial(self, endpoint: Endpoint, done: DialDone, application: Application | None = None) -> Dial:  # noqa: ARG002 - the seam's
+    def carry(self, endpoint: Endpoint, done: DialDone, application: Application | None = None) -> Dial:  # noqa: ARG002 - the seam's
         circuit = endpoint.circuit
         timeout_s = self._connect_timeout_s if circuit is None else circuit.pool.connect_timeout_s
-        return _TcpDial(self._reactor, self._buffer, endpoint, timeout_s, done)
+        return _TcpDial(self.reactor, self._buffer, endpoint, timeout_s, done)
 
 
 class _TcpDial:
@@ -128,20 +166,21 @@ class TunnelOrigin:
     baggage: bytes = b""
 
 
-class MeshDialler:
+class MeshDialler(Carrier):
     """Tunnels where an endpoint has identities, plain TCP where it has none."""
 
     def __init__(
         self, pool: HbonePool, origin: TunnelOrigin, plain: TcpDialler, *, peer_port: int = HBONE_PORT
     ) -> None:
+        super().__init__(pool.reactor)
         self._pool = pool
         self._origin = origin
         self._plain = plain
         self._peer_port = peer_port
 
-    def dial(self, endpoint: Endpoint, done: DialDone, application: Application | None = None) -> Dial:
+    def carry(self, endpoint: Endpoint, done: DialDone, application: Application | None = None) -> Dial:
         if not endpoint.identities:
-            return self._plain.dial(endpoint, done, application)
+            return self._plain.carry(endpoint, done, application)
         peer = endpoint.hbone_address or (endpoint.address[0], self._peer_port)
         return _TunnelDial(self._pool, self._origin, endpoint, peer, done)
 

@@ -47,6 +47,13 @@ class EndpointTlsFailed(MeshError):
     blame = Blame.REMOTE
 
 
+class PlaintextRefused(MeshError):
+    """A defect: an endpoint that wants TLS was to be connected to by who speaks none. Nothing was sent."""
+
+    code = "MYC-7060"
+    blame = Blame.LOCAL
+
+
 class NameNotResolved(MeshError):
     """An endpoint is known by a name only, and the name has no address."""
 

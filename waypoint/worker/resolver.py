@@ -16,7 +16,7 @@ from transport.reactor import Reactor
 from waypoint.state.hosts import Application, Endpoint
 from waypoint.state.members import is_address
 from waypoint.worker.byte_stream import ByteStream
-from waypoint.worker.dial import Dial, DialDone, Dialler
+from waypoint.worker.dial import Carrier, Dial, DialDone
 from waypoint.worker.errors import NameNotResolved
 
 _KEPT_S: Final = 5.0
@@ -69,17 +69,18 @@ class Resolver:
             answered(answer)
 
 
-class ResolvingDialler:
+class ResolvingDialler(Carrier):
     """Hands endpoints with addresses through, and those with names on when they have one."""
 
-    def __init__(self, inner: Dialler, resolver: Resolver, random: Callable[[], float]) -> None:
+    def __init__(self, inner: Carrier, resolver: Resolver, random: Callable[[], float]) -> None:
+        super().__init__(inner.reactor)
         self.inner = inner
         self.resolver = resolver
         self.random = random
 
-    def dial(self, endpoint: Endpoint, done: DialDone, application: Application | None = None) -> Dial:
+    def carry(self, endpoint: Endpoint, done: DialDone, application: Application | None = None) -> Dial:
         if is_address(endpoint.address[0]):
-            return self.inner.dial(endpoint, done, application)
+            return self.inner.carry(endpoint, done, application)
         return _NamedDial(self, endpoint, done, application)
 
 
@@ -115,7 +116,7 @@ class _NamedDial:
             own.circuit,
             tls=own.tls,
         )
-        self._dial = self._inner.dial(endpoint, self._on_dialled, self._application)
+        self._dial = self._inner.carry(endpoint, self._on_dialled, self._application)
 
     def _on_dialled(self, result: ByteStream | MeshError) -> None:
         done, self._done = self._done, None

@@ -20,7 +20,7 @@ from transport.tls.origination import Credentials, as_address, check_server, mak
 from waypoint.state.client_tls import ClientTls
 from waypoint.state.hosts import Application, Endpoint
 from waypoint.worker.byte_stream import ByteStream
-from waypoint.worker.dial import Dial, DialDone, Dialler
+from waypoint.worker.dial import Carrier, Dial, DialDone
 from waypoint.worker.errors import ConnectTimeout, EndpointTlsFailed
 from waypoint.worker.tls_stream import TlsStream
 
@@ -31,7 +31,7 @@ _CONNECT_TIMEOUT_S: Final = 10.0
 class TlsDialler:
     """Hands endpoints without TLS through to `inner`, and speaks TLS over its streams to the others."""
 
-    def __init__(self, inner: Dialler, reactor: Reactor) -> None:
+    def __init__(self, inner: Carrier, reactor: Reactor) -> None:
         self.inner = inner
         self.reactor = reactor
         self._contexts: dict[Credentials, SSL.Context] = {}
@@ -72,7 +72,7 @@ class _TlsDial:
         circuit = endpoint.circuit
         timeout_s = _CONNECT_TIMEOUT_S if circuit is None else circuit.pool.connect_timeout_s
         self._timer: Timer = dialler.reactor.call_later(timeout_s, self._on_timeout)
-        self._dial: Dial | None = dialler.inner.dial(endpoint, self._on_dialled, application)
+        self._dial: Dial | None = dialler.inner.carry(endpoint, self._on_dialled, application)
 
     def _on_dialled(self, result: ByteStream | MeshError) -> None:
         self._dial = None

@@ -24,7 +24,7 @@ from transport.spiffe import SpiffeId
 from waypoint.state.hosts import Application, Endpoint
 from waypoint.worker.answers import NO_ROUTE, Answer
 from waypoint.worker.checks import Check
-from waypoint.worker.dial import Dialler, TcpDialler
+from waypoint.worker.dial import Carrier, TcpDialler
 from waypoint.worker.exchange import Exchange
 from waypoint.worker.grpc_messages import CallMessages
 from waypoint.worker.headers import Request
@@ -135,7 +135,7 @@ class RunningProxy:
         identity: SpiffeId | None = None,
         settings: ProxySettings | None = None,
         upstream_settings: UpstreamSettings | None = None,
-        make_dialler: Callable[[Reactor, memoryview], Dialler] = TcpDialler,
+        make_dialler: Callable[[Reactor, memoryview], Carrier] = TcpDialler,
     ) -> None:
         self.reactor = Reactor()
         self.failures: list[BaseException] = []

@@ -18,7 +18,7 @@ from transport.reactor import Reactor
 from transport.sockets import accept, open_listener, start_connect
 from transport.spiffe import SpiffeId
 from waypoint.state.hosts import Endpoint
-from waypoint.worker.dial import Dialler, MeshDialler, TcpDialler, TunnelOrigin
+from waypoint.worker.dial import Carrier, MeshDialler, TcpDialler, TunnelOrigin
 from waypoint.worker.ingress import HboneIngress, parse_destination
 from waypoint.worker.plan import Declared
 
@@ -56,7 +56,7 @@ class Mesh:
 
         reactor.register(self.listener.fileno(), on_readable)
 
-    def _dialler(self, reactor: Reactor, buffer: memoryview) -> Dialler:
+    def _dialler(self, reactor: Reactor, buffer: memoryview) -> Carrier:
         context = context_for(self.me, is_server=False)
         self.pool = HbonePool(
             reactor,
