@@ -6,6 +6,7 @@ import argparse
 import datetime as dt
 import ipaddress
 import json
+import os
 import re
 from pathlib import Path
 from typing import Final
@@ -68,7 +69,24 @@ def _state(path: Path) -> StateDirectory:
             f"{path} is not the state directory of a control plane that has run",
             next_step="start the control plane first, and name its --state-dir here",
         )
+    _become_owner(path)
     return state
+
+
+def _become_owner(path: Path) -> None:
+    """Root acts as the control plane's own user, whose files these are and stay; for good."""
+    owner = path.stat()
+    if os.geteuid() != 0 or owner.st_uid == 0:
+        return
+    try:
+        os.setgroups([])
+        os.setgid(owner.st_gid)
+        os.setuid(owner.st_uid)
+    except OSError as error:
+        raise BadArgumentError(
+            f"cannot become user {owner.st_uid}, who owns {path}: {error.strerror}",
+            next_step="run this command as that user",
+        ) from error
 
 
 def _roots(state: StateDirectory) -> str:

@@ -152,7 +152,7 @@ def _node_table(workloads: list[ListedWorkload]) -> Table:
             one.service_account,
             "\n".join(one.addresses),
             one.origin or one.netns,
-            one.registration or "undecided",
+            one.registration or ("" if one.state == "fenced" else "undecided"),
             one.state,
             one.registration_problem or one.problem or one.unhealthy or one.reason,
         )

@@ -353,6 +353,10 @@ class Agent:
         if self._keepers.get(uid) is keeper:
             del self._keepers[uid]
             self._orders.pop(uid, None)
+            kept = keeper.attachment
+            if keeper.goal is Goal.GONE and kept.is_captured and leads_to(kept.reference, kept.identity):
+                # Its unit has ended, its namespace has not, and its rules are there.
+                self.fences.put(Fence(uid, kept.reference))
         reach("forget: unsaved")
         log.info("detached", workload=keeper.attachment.full_name, goal=keeper.goal.value)
         self._announce()

@@ -217,7 +217,7 @@ def _listed(keeper: Keeper, order: CaptureOrder | None) -> dict[str, Any]:
         "name": kept.name,
         "service_account": kept.service_account,
         "netns": str(kept.reference),
-        "addresses": list(keeper.addresses),
+        "addresses": list((kept.registration and kept.registration.addresses) or keeper.addresses),
         "state": _state(keeper),
         "is_captured": kept.is_captured,
         "is_wanted": None if order is None else order.is_wanted,
@@ -232,7 +232,7 @@ def _listed(keeper: Keeper, order: CaptureOrder | None) -> dict[str, Any]:
 
 
 def _fenced(agent: Agent) -> list[dict[str, Any]]:
-    """Workloads of before the last boot: named with what is to be done about them."""
+    """Workloads that ended, or were there before the last boot: with what is to be done about them."""
     found = []
     for uid, fence in agent.fences.all().items():
         namespace, _, name = uid.partition("/")
@@ -248,7 +248,7 @@ def _fenced(agent: Agent) -> list[dict[str, Any]]:
                 "state": "fenced",
                 "is_captured": False,
                 "is_wanted": None,
-                "reason": f"captured before the host was booted: {rules}; add it again, or remove it",
+                "reason": f"it ended or the host was booted: {rules}; add it again, or remove it",
                 "problem": agent.fences.problems.get(uid, ""),
                 "is_registering": True,
             }

@@ -104,7 +104,8 @@ class Attachment:
 
 @dataclass(frozen=True, slots=True)
 class Fence:
-    """A workload that was captured before the host was booted, by a name that can lead somewhere again."""
+    """A workload that was captured until it ended or the host was booted, by a path that may lead to a
+    namespace (again)."""
 
     uid: str
     reference: Reference

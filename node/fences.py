@@ -1,8 +1,8 @@
-"""Fences: redirection rules in namespaces whose workloads were in the mesh before the host was booted.
+"""Fences: redirection rules in namespaces whose workloads were in the mesh, and are not now.
 
-A boot ends every identity: the namespace that a path leads to afterwards is another one. Until somebody
-enrols it again, nothing may leave or enter it in plaintext as if it had never been in the mesh; so its rules
-come first, and refuse, because nobody serves them.
+A boot ends every identity: the namespace that a path leads to afterwards is another one. So does the end of
+a unit whose namespace stays. Until somebody enrols it again, nothing may leave or enter it in plaintext as
+if it had never been in the mesh; so its rules come first, or stay, and refuse, because nobody serves them.
 
 Invariants: a fence gives no identity and no ztunnel; it ends when its workload is enrolled or removed.
 """

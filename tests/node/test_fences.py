@@ -107,7 +107,7 @@ async def test_it_is_listed_with_what_is_to_be_done(
                     return listed.reason
 
             reason = await trio.to_thread.run_sync(ask)
-            assert "captured before the host was booted: its traffic is refused; add it again" in reason
+            assert "ended or the host was booted: its traffic is refused; add it again" in reason
             nursery.cancel_scope.cancel()
 
 

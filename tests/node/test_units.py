@@ -20,7 +20,8 @@ from node.enrolment.units import Systemctl, UnitFiles, UnitWatch
 from node.errors import BadRequestError, UnitRefusedError
 from node.kernel import Redirection
 from node.processes import start_time
-from tests.node.test_agent import Running, rules, running, web
+from tests.kit.scripted_ztunnel import closing
+from tests.node.test_agent import WANTED, Running, has_none, has_rules, rules, running, web
 
 __all__ = ["rules", "web"]
 
@@ -180,6 +181,29 @@ async def test_a_unit_in_a_lasting_namespace_is_let_go_when_its_process_ends(
             stage.say(state="inactive", netns=str(web.path))
             lab.stop(process)
             await stage.until_uids()
+
+
+@pytest.mark.namespaces
+async def test_rules_in_a_lasting_namespace_stay_until_it_is_removed_or_starts_again(
+    lab: Lab, web: Workload, rules: Redirection, tmp_path: Path
+) -> None:
+    async with staged(rules, tmp_path) as stage, trio.open_nursery() as nursery:
+        agent = stage.here.agent
+        with closing(await stage.here.ztunnel(nursery)):
+            for invocation in ("i1", "i2"):
+                stage.say(invocation=invocation, netns=str(web.path))
+                await stage.until_uids("shop/web")
+                assert agent.fences.all() == {}
+                await agent.apply_orders({"shop/web": WANTED})
+                await agent.wait("shop/web", is_captured=True, timeout_s=15)
+                stage.say(state="inactive", invocation=invocation, netns=str(web.path))
+                await stage.here.until(lambda: list(agent.fences.all()) == ["shop/web"])
+                assert stage.here.uids() == []
+                assert has_rules(rules, web)
+                await agent.apply_orders({})
+            await agent.detach("shop/web")
+            assert has_none(rules, web)
+            nursery.cancel_scope.cancel()
 
 
 @pytest.mark.namespaces
