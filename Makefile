@@ -1,5 +1,5 @@
 # Two commands matter: `make demo` and `make test`. Each prepares the checkout first (tools/bootstrap.sh).
-.PHONY: demo test bench soak fuzz lint format types clean help
+.PHONY: demo test bench soak systemd-lab fuzz lint format types clean help
 .DEFAULT_GOAL := help
 PY := .venv/bin/python
 
@@ -8,6 +8,7 @@ help:
 	@echo "make test     lint, types and all tests"
 	@echo "make bench    Mycelia beside Envoy on this machine (loadtests/README.md)"
 	@echo "make soak     long, bounded: 100 times 1,000 tunnels, 300 changes in a mesh of 10,000"
+	@echo "make systemd-lab  the services and commands of docs/ under a real systemd, in namespaces (root)"
 	@echo "make fuzz     coverage-guided fuzzing of codecs and paths, a minute each (SECONDS=N)"
 	@echo "make format   format the sources"
 	@echo "make clean    remove .venv and everything that was generated"
@@ -41,6 +42,10 @@ soak:
 	@tools/bootstrap.sh dev
 	@$(PY) -m loadtests.bench --contestants mycelia --loads echo-1 --no-memory --leak-cycles 100 $(ARGS)
 	@$(PY) -m loadtests.scale --changes 300
+
+systemd-lab:
+	@tools/bootstrap.sh dev
+	@$(PY) -m tests.systemd_lab
 
 fuzz:
 	@tools/bootstrap.sh dev

@@ -82,6 +82,7 @@ class Agent:
         self._orders: dict[str, CaptureOrder] = {}
         self._threads = trio.CapacityLimiter(MAX_THREADS)
         self.fences = Fences(rules, self._threads)
+        self._removed: dict[str, None] = {}  # origins, oldest first
         self._saving = trio.Lock()
         self._changed = trio.Event()
         self._boot = boot_id()
@@ -126,6 +127,7 @@ class Agent:
             await self._detach(old, grace_s=0.0)
         attachment = self._attach_now(uid, request)
         self.fences.drop(uid)
+        self._removed.pop(request.origin, None)
         reach("attach: taken")
         keeper = self._keepers.get(uid)
         if keeper is not None and keeper.attachment.registration != request.registration:
@@ -143,10 +145,23 @@ class Agent:
             await self._save()
             self._announce()
             return
-        await self._detach(self._keeper(uid), grace_s=grace_s)
+        keeper = self._keeper(uid)
+        if origin := keeper.attachment.origin:
+            self._removed[origin] = None
+            while len(self._removed) > MAX_ATTACHMENTS:
+                del self._removed[next(iter(self._removed))]
+        await self._detach(keeper, grace_s=grace_s)
+
+    def may_declare(self, origin: str) -> None:
+        """Raises NamespaceRefusedError for what was taken out by hand: it would be back at once otherwise."""
+        if origin in self._removed:
+            raise NamespaceRefusedError(
+                "it was removed by hand", next_step="start it again, or add it with `mycelia workload add`"
+            )
 
     def ended(self, origin: str) -> None:
         """What enrolled these workloads says that they have ended: they are let go at once."""
+        self._removed.pop(origin, None)
         for keeper in self._keepers.values():
             if keeper.attachment.origin == origin and keeper.goal is not Goal.GONE:
                 self._let_go(keeper, "workload_ended")
@@ -243,6 +258,8 @@ class Agent:
         reach("boot: state read")
         for fence in state.fences.values():
             self.fences.put(fence)
+        if state.boot == self._boot:
+            self._removed = dict.fromkeys(state.removed)
         if state.boot and state.boot != self._boot:
             # What was attached ended with the last boot, whatever has its names now.
             for attachment in state.attachments.values():
@@ -425,6 +442,7 @@ class Agent:
                 dict(self._orders),
                 self._boot,
                 self.fences.all(),
+                tuple(self._removed),
             )
             problem = ""
             try:

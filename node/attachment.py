@@ -131,6 +131,7 @@ class NodeState:
     orders: dict[str, CaptureOrder] = field(default_factory=dict)
     boot: str = ""
     fences: dict[str, Fence] = field(default_factory=dict)
+    removed: tuple[str, ...] = ()  # origins: who declares itself and was taken out by hand all the same
 
 
 def check_workload_names(namespace: str, name: str, service_account: str) -> None:
@@ -156,6 +157,7 @@ def to_json(state: NodeState) -> dict[str, object]:
     return {
         "version": STATE_VERSION,
         "boot": state.boot,
+        "removed": list(state.removed),
         "fences": [
             {"uid": each.uid, "netns": {"kind": each.reference.kind.value, "value": each.reference.value}}
             for each in state.fences.values()
@@ -246,7 +248,8 @@ def _from_json(document: object) -> NodeState:
         )
         for entry in document.get("fences", ())
     }
-    return NodeState(attachments, orders, str(document.get("boot", "")), fences)
+    removed = tuple(str(origin) for origin in document.get("removed", ()))
+    return NodeState(attachments, orders, str(document.get("boot", "")), fences, removed)
 
 
 def _registration_from(entry: object) -> Registration | None:

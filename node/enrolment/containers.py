@@ -131,6 +131,7 @@ class ContainerWatch:
 
     async def _enrol(self, container: Container, declaration: Declaration) -> None:
         origin = origin_of(container.id)
+        self._agent.may_declare(origin)
         reference = await bound_to(self._engine, container)
         await self._agent.attach(
             AttachRequest(

@@ -168,6 +168,7 @@ class UnitWatch:
             nursery.start_soon(self._follow, unit, nursery)
 
     async def _attach(self, unit: Unit, declaration: Declaration) -> None:
+        self._agent.may_declare(unit.origin)
         await self._agent.attach(
             AttachRequest(
                 declaration.namespace,

@@ -20,6 +20,7 @@ from node.enrolment.units import Systemctl, UnitFiles, UnitWatch
 from node.errors import BadRequestError, UnitRefusedError
 from node.kernel import Redirection
 from node.processes import start_time
+from node.state_file import StateFile
 from tests.kit.scripted_ztunnel import closing
 from tests.node.test_agent import WANTED, Running, has_none, has_rules, rules, running, web
 
@@ -204,6 +205,23 @@ async def test_rules_in_a_lasting_namespace_stay_until_it_is_removed_or_starts_a
             await agent.detach("shop/web")
             assert has_none(rules, web)
             nursery.cancel_scope.cancel()
+
+
+@pytest.mark.namespaces
+async def test_what_is_removed_by_hand_stays_removed_until_it_starts_again(
+    lab: Lab, web: Workload, rules: Redirection, tmp_path: Path
+) -> None:
+    async with staged(rules, tmp_path) as stage:
+        stage.say(netns=str(web.path))
+        await stage.until_uids("shop/web")
+        await stage.here.agent.detach("shop/web")
+        with trio.fail_after(20):
+            while "it was removed by hand" not in stage.watch.refused.get("web.service", ""):
+                await trio.sleep(0.01)
+        assert stage.here.uids() == []
+        assert StateFile(tmp_path / "a").load().removed == ("unit web.service i1",)
+        stage.say(invocation="i2", netns=str(web.path))
+        await stage.until_uids("shop/web")
 
 
 @pytest.mark.namespaces
