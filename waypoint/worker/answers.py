@@ -66,6 +66,8 @@ TRY_TIMEOUT: Final = Answer(
 )
 UPGRADE_REFUSED: Final = Answer(403, "upgrade_failed")
 STREAM_IDLE: Final = Answer(504, "stream_idle_timeout", "SI", b"stream timeout")
+REQUEST_IDLE: Final = Answer(408, "stream_idle_timeout", "SI", b"stream timeout")  # the client's turn
+NAME_NOT_RESOLVED: Final = Answer(503, "dns_resolution_failure", "DF", b"DNS resolution failure")
 OVERFLOW: Final = Answer(
     503,
     "overflow",

@@ -23,6 +23,7 @@ from waypoint.worker.answers import Answer
 from waypoint.worker.attempt import Attempt
 from waypoint.worker.body_pipe import BodyPipe
 from waypoint.worker.checks import Check
+from waypoint.worker.codec_details import codec_details
 from waypoint.worker.examination import Examination
 from waypoint.worker.failures import Cause, Failure, answer_to, flag_of
 from waypoint.worker.filters.filtered_pipe import FilteredPipe
@@ -478,8 +479,10 @@ class Exchange:
         if self._is_over:
             return
         outcome = self.outcome
-        outcome.flag = "DPE" if failure.cause is Cause.PROTOCOL else "DC"
-        outcome.details = "downstream_remote_disconnect"
+        outcome.flag, outcome.details = "DC", "downstream_remote_disconnect"
+        if failure.cause is Cause.PROTOCOL:
+            outcome.flag = "DPE"
+            outcome.details = codec_details(failure.text, is_http2=self.protocol == "HTTP/2")
         outcome.failure_text = failure.text
         attempt, self.attempt = self.attempt, None
         if attempt is not None:
@@ -545,7 +548,8 @@ class Exchange:
             self._seen_bytes = seen
             self._idle_timer = self.proxy.reactor.call_later(plan.idle_timeout_s, self._on_idle)
         else:
-            self.respond(answers.STREAM_IDLE)
+            is_complete = self.request_pipe.is_all_received
+            self.respond(answers.STREAM_IDLE if is_complete else answers.REQUEST_IDLE)
 
     @staticmethod
     def _stop(timer: Timer | None) -> None:

@@ -13,7 +13,7 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
-from waypoint.worker.answers import OVERFLOW, TRY_TIMEOUT, Answer, refused_before_response
+from waypoint.worker.answers import NAME_NOT_RESOLVED, OVERFLOW, TRY_TIMEOUT, Answer, refused_before_response
 
 _MAX_REASON: Final = 300
 _UNSAFE: Final = re.compile(r"[^!-z|~]+")  # blanks, braces, what is not printable
@@ -25,6 +25,7 @@ class Cause(enum.Enum):
 
     CONNECT_FAILURE = "connection_failure"
     CONNECT_TIMEOUT = "connection_timeout"
+    NAME = "dns_resolution_failure"  # the endpoint's name has no address
     REFUSED = "remote_refused_stream_reset"
     STALE = "stale_connection"  # a reused connection ended before the first octet of the answer
     CLOSED = "connection_termination"
@@ -56,13 +57,14 @@ class Failure:
 _FLAGS: Final = {
     Cause.CONNECT_FAILURE: "UF",
     Cause.CONNECT_TIMEOUT: "UF",
+    Cause.NAME: "DF",
     Cause.REFUSED: "UR",
     Cause.STALE: "UC",
     Cause.CLOSED: "UC",
     Cause.RESET: "UR",
     Cause.PROTOCOL: "UPE",
 }
-_UNPROCESSED: Final = frozenset({Cause.CONNECT_FAILURE, Cause.CONNECT_TIMEOUT, Cause.REFUSED})
+_UNPROCESSED: Final = frozenset({Cause.CONNECT_FAILURE, Cause.CONNECT_TIMEOUT, Cause.NAME, Cause.REFUSED})
 
 
 def is_safe_to_repeat(failure: Failure, method: bytes) -> bool:
@@ -75,6 +77,8 @@ def answer_to(failure: Failure) -> Answer:
     match failure.cause:
         case Cause.OVERFLOW:
             return OVERFLOW
+        case Cause.NAME:
+            return NAME_NOT_RESOLVED
         case Cause.TRY_TIMEOUT:
             return TRY_TIMEOUT
         case Cause.STALE:

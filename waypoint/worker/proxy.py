@@ -21,6 +21,7 @@ from transport.reactor import Reactor, Timer
 from waypoint.limits import RequestLimits
 from waypoint.worker.body_pipe import ReplayBudget
 from waypoint.worker.byte_stream import ByteStream
+from waypoint.worker.codec_details import codec_details
 from waypoint.worker.dial import Dialler
 from waypoint.worker.exchange import Exchange
 from waypoint.worker.failures import Cause, Failure
@@ -60,8 +61,8 @@ class Observer(Protocol):
     def on_exchange(self, exchange: Exchange, source: Source) -> None:
         """An exchange is over: see its `request` and `outcome`."""
 
-    def on_rejected(self, source: Source, status: int, reason: str) -> None:
-        """A codec turned a request away before it was one."""
+    def on_rejected(self, source: Source, status: int, reason: str, details: str) -> None:
+        """A codec turned a request away before it was one, for its `reason`; `details` is Envoy's word."""
 
     def on_tcp_open(self, exchange: TcpExchange, source: Source) -> None:
         """A relay begins: `exchange.outcome` says where to."""
@@ -84,7 +85,7 @@ class Nobody:
 
     def on_exchange(self, exchange: Exchange, source: Source) -> None: ...
 
-    def on_rejected(self, source: Source, status: int, reason: str) -> None: ...
+    def on_rejected(self, source: Source, status: int, reason: str, details: str) -> None: ...
 
     def on_tcp_open(self, exchange: TcpExchange, source: Source) -> None: ...
 
@@ -214,7 +215,8 @@ class Proxy:
         exchange.begin(headers, end_stream)
 
     def on_rejected(self, connection: HttpConnection, status: int, reason: str) -> None:
-        self.observer.on_rejected(connection.source, status, reason)
+        is_http2 = isinstance(connection, Http2Connection)
+        self.observer.on_rejected(connection.source, status, reason, codec_details(reason, is_http2=is_http2))
 
     def on_room(self, connection: HttpConnection) -> None: ...
 

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 _TRY_FAILURES: Final = {
     Cause.CONNECT_FAILURE: TryFailure.CONNECT,
     Cause.CONNECT_TIMEOUT: TryFailure.CONNECT,
+    Cause.NAME: TryFailure.CONNECT,
     Cause.REFUSED: TryFailure.REFUSED_STREAM,
     Cause.STALE: TryFailure.RESET,
     Cause.CLOSED: TryFailure.RESET,

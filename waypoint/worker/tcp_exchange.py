@@ -14,7 +14,7 @@ from waypoint.state.hosts import Endpoint
 from waypoint.worker.byte_stream import ByteStream
 from waypoint.worker.client_hello import Peeked, server_name
 from waypoint.worker.dial import Dial
-from waypoint.worker.errors import IdleTooLong, OpenTooLong
+from waypoint.worker.errors import IdleTooLong, NameNotResolved, OpenTooLong
 from waypoint.worker.plan import Source, TcpOutcome, TcpPlan
 from waypoint.worker.tcp_relay import TcpRelay
 
@@ -111,7 +111,10 @@ class TcpExchange:
         assert plan is not None
         endpoint = plan.pick(self._tried)
         if endpoint is None:
-            self.outcome.flag = "UH" if error is None else "UF"
+            self.outcome.flag = "UH"
+            if error is not None:
+                self.outcome.flag = "DF" if isinstance(error, NameNotResolved) else "UF"
+                self.outcome.flag += ",URX"  # there is no further connect
             self._stream.abort()
             self._finish(error)
             return

@@ -257,7 +257,7 @@ class Telemetry:
         service = service or state.served_service(source.destination[0])
         return state.telemetry.logs("" if service is None else service.key, is_on=is_on)
 
-    def on_rejected(self, source: Source, status: int, reason: str) -> None:
+    def on_rejected(self, source: Source, status: int, reason: str, details: str) -> None:
         """It never was a request: it counts by itself, and the log names the reason."""
         self.rejected += 1
         logs = _unfiltered(self._logs_of(None, source))
@@ -266,7 +266,8 @@ class Telemetry:
                 time=time.time(),
                 status=status,
                 flags="DPE",
-                details=reason,
+                details=details,
+                termination=reason,
                 upstream_time_s=-1.0,
                 logs=logs,
             )

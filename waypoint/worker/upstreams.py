@@ -27,7 +27,7 @@ from waypoint.state.destinations import UNLIMITED
 from waypoint.state.hosts import Application, Endpoint
 from waypoint.worker.byte_stream import ByteStream
 from waypoint.worker.dial import Dial, Dialler
-from waypoint.worker.errors import ConnectTimeout, EndpointTlsFailed
+from waypoint.worker.errors import ConnectTimeout, EndpointTlsFailed, NameNotResolved
 from waypoint.worker.failures import Cause, Failure
 from waypoint.worker.http1_connection import Http1Connection
 from waypoint.worker.http2_connection import SETTINGS, Http2Connection
@@ -266,6 +266,8 @@ class _Host:
 
     def _on_dial_failed(self, error: MeshError) -> None:
         cause = Cause.CONNECT_TIMEOUT if isinstance(error, _TIMEOUTS) else Cause.CONNECT_FAILURE
+        if isinstance(error, NameNotResolved):
+            cause = Cause.NAME
         transport = error.text if isinstance(error, EndpointTlsFailed) else ""
         failure = Failure(cause, str(error), transport=transport)
         # Each waiting request had a dial of its own over HTTP/1.1, all had this one over HTTP/2.

@@ -95,6 +95,7 @@ class Log:
         self.exchanges: list[Exchange] = []
         self.is_forgetful = False  # keeps no exchange: where memory is looked at
         self.rejected: list[tuple[int, str]] = []
+        self.rejected_details: list[str] = []
         self.tcp: list[TcpOutcome] = []
         self._changed = threading.Condition()
 
@@ -107,9 +108,10 @@ class Log:
                 self.exchanges.append(exchange)
             self._changed.notify_all()
 
-    def on_rejected(self, source: Source, status: int, reason: str) -> None:
+    def on_rejected(self, source: Source, status: int, reason: str, details: str) -> None:
         with self._changed:
             self.rejected.append((status, reason))
+            self.rejected_details.append(details)
             self._changed.notify_all()
 
     def on_tcp_open(self, exchange: TcpExchange, source: Source) -> None: ...

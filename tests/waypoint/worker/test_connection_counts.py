@@ -134,5 +134,5 @@ def test_a_connection_that_nobody_takes_counts_as_failed() -> None:
         found = waypoint.scraped()
     assert sum(found["connections_opened"].values()) == 1
     ((labels, count),) = found["connections_failed"].items()
-    assert 'response_flags="UF"' in labels
+    assert 'response_flags="UF,URX"' in labels
     assert count == 1

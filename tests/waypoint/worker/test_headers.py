@@ -218,6 +218,7 @@ def test_head_has_the_length_of_the_body_that_is_not_sent() -> None:
     [
         (Cause.CONNECT_FAILURE, 503, "UF", "{connection_failure}"),
         (Cause.CONNECT_TIMEOUT, 503, "UF", "{connection_timeout}"),
+        (Cause.NAME, 503, "DF", "dns_resolution_failure"),
         (Cause.REFUSED, 503, "UR", "{remote_refused_stream_reset}"),
         (Cause.STALE, 503, "UC", "{connection_termination}"),
         (Cause.CLOSED, 503, "UC", "{connection_termination}"),
@@ -235,7 +236,7 @@ def test_answers_to_failures(cause: Cause, status: int, flag: str, reason: str) 
 
 @pytest.mark.parametrize("cause", list(Cause))
 def test_only_the_provably_unprocessed_is_repeated(cause: Cause) -> None:
-    unprocessed = cause in (Cause.CONNECT_FAILURE, Cause.CONNECT_TIMEOUT, Cause.REFUSED)
+    unprocessed = cause in (Cause.CONNECT_FAILURE, Cause.CONNECT_TIMEOUT, Cause.NAME, Cause.REFUSED)
     assert is_safe_to_repeat(Failure(cause), b"POST") is unprocessed
     assert is_safe_to_repeat(Failure(cause), b"GET") is (unprocessed or cause is Cause.STALE)
 

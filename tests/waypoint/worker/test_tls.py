@@ -389,7 +389,7 @@ def test_a_relayed_connection_that_cannot_be_secured_is_reset(tmp_path: Path) ->
             client.sendall(b"secret")
             assert client.recv(1) == b""
         proxy.log.until(lambda log: len(log.tcp) == 1)
-        assert proxy.log.tcp[0].flag == "UF"
+        assert proxy.log.tcp[0].flag == "UF,URX"
         assert "unable to get local issuer" in str(proxy.log.tcp[0].error)
 
 
