@@ -18,10 +18,11 @@ from mesh.errors import BadArgumentError, HostChangeError
 from mesh.install import plan, units
 from mesh.install.changes import Change, Directory, File, Host, Service, require_root
 from mesh.install.plan import Role
-from node.api_client import AgentClient
-from node.errors import AgentUnreachableError
+from node.api_client import AgentClient, RequestFailedError
+from node.errors import AgentUnreachableError, UnknownAttachmentError
 
 DEFAULT_LISTEN: Final = ":15012"
+RELEASE_ROUNDS: Final = 5
 
 
 def install(options: argparse.Namespace) -> int:
@@ -116,9 +117,13 @@ def release_workloads(*, is_forced: bool) -> None:
     """
     try:
         with AgentClient(Path(str(units.RUN / "node.sock"))) as agent:
-            for workload in agent.list():
-                print(f"releasing: workload {workload.namespace}/{workload.name}")
-                agent.detach(f"{workload.namespace}/{workload.name}")
+            for _ in range(RELEASE_ROUNDS):  # what declares itself may come while others are released
+                workloads = agent.list()
+                for workload in workloads:
+                    print(f"releasing: workload {workload.uid}")
+                    _release(agent, workload.uid)
+                if not workloads:
+                    return
     except AgentUnreachableError as error:
         state = Path(str(units.STATE / "node"))
         if is_forced or not state.is_dir() or not any(state.iterdir()):
@@ -127,3 +132,11 @@ def release_workloads(*, is_forced: bool) -> None:
             f"the node agent does not answer, so captured workloads cannot be released: {error.text}",
             next_step="start mycelia-node.service and repeat, or give --force if no workload is left",
         ) from error
+
+
+def _release(agent: AgentClient, uid: str) -> None:
+    try:
+        agent.detach(uid)
+    except RequestFailedError as error:
+        if error.remote_code != UnknownAttachmentError.code:  # it has ended meanwhile
+            raise

@@ -8,9 +8,12 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ca.errors import NodeTokenRejected
 from config.compile.resource import Delta
@@ -380,3 +383,67 @@ async def test_the_lease_of_a_silent_node_expires_and_its_next_word_renews_it(tm
         assert saved["registrations"]["expired"] == ["n1"]
         await call.send(report())
         await until(workload_pb2.HEALTHY)
+
+
+# ---- any order ----
+
+NODES, NAMES, ADDRESSES = ("n1", "n2"), ("web", "two"), ("10.0.0.1", "10.0.0.2")
+SAID = st.lists(
+    st.builds(workload, st.sampled_from(NAMES), st.sampled_from(ADDRESSES)),
+    max_size=2,
+    unique_by=lambda each: each.name,
+)
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("say"), st.sampled_from(NODES), SAID),
+        st.tuples(st.just("entry"), st.sampled_from(NAMES), st.sampled_from([*ADDRESSES, ""])),
+        st.tuples(st.just("policy"), st.booleans()),
+        st.tuples(st.just("time"), st.sampled_from([10.0, 60.0])),
+    ),
+    max_size=12,
+)
+
+
+@given(STEPS)
+def test_whatever_happened_what_counts_follows_from_what_is_said_now(steps: list[tuple[Any, ...]]) -> None:
+    stage = Stage.of(policy())
+    manifests: dict[str, str] = {}
+    said: dict[str, list[Attached]] = {}
+    has_policy = True
+    for step in steps:
+        match step:
+            case ("say", node, workloads):
+                said[node] = workloads
+                stage.say(node, *workloads)
+            case ("entry", name, ""):
+                manifests.pop(name, None)
+                stage.mesh.remove("WorkloadEntry", "shop", name)
+                stage.book.settle()
+            case ("entry", name, address):
+                manifests[name] = entry(name, ip=address)
+                stage.apply(manifests[name])
+            case ("policy", is_there):
+                has_policy = is_there
+                if is_there:
+                    stage.apply(policy())
+                else:
+                    stage.mesh.remove("RegistrationPolicy", "shop", "hosts")
+                    stage.book.settle()
+            case ("time", seconds):
+                stage.pass_time(seconds)
+    again = Stage.of(*([policy()] if has_policy else []), *manifests.values())
+    again.now = stage.now
+    again.book.restore(json.loads(json.dumps(stage.book.snapshot())), said, stage.now)
+    again.book.settle()
+    registered = {
+        (claim.node, claim.ref) for claim in stage.book.claims() if claim.verdict.state is State.REGISTERED
+    }
+    assert registered == {
+        (claim.node, claim.ref) for claim in again.book.claims() if claim.verdict.state is State.REGISTERED
+    }
+    assert stage.mesh.registry.resources == again.mesh.registry.resources
+    names = {ref.name for _, ref in registered} | set(manifests)
+    assert sorted(names) == sorted(uid.rpartition("/")[2] for uid in stage.mesh.uids())
+    assert not any(
+        claim.verdict.state is State.REGISTERED and not has_policy for claim in stage.book.claims()
+    )
