@@ -581,6 +581,7 @@ class TlsMaterial:
     roots_pem: str = ""
     chain_pem: str = ""
     key_pem: str = field(default="", repr=False)
+    crl_pem: str = ""
     problem: str = ""
 
 

@@ -29,6 +29,7 @@ def compile_tls(tls: Tls, hostname: str, names: tuple[str, ...], materials: Mate
             if not roots:
                 return "; ".join(problems(tls, materials)) or "there is no CA certificate"
             made.roots_pem = roots
+            made.crl_pem = _revocations(tls, materials)
     if tls.shows_certificate:
         held = materials.get(tls.credential) if tls.credential is not None else None
         if held is None or not held.chain_pem or not held.key_pem:
@@ -41,6 +42,11 @@ def roots_of(tls: Tls, materials: Materials) -> str:
     """All that is good among the bundles."""
     held = (materials.get(ref) for ref in tls.bundles)
     return "\n".join(each.roots_pem for each in held if each is not None and each.roots_pem)
+
+
+def _revocations(tls: Tls, materials: Materials) -> str:
+    held = (materials.get(ref) for ref in tls.bundles)
+    return "\n".join(each.crl_pem for each in held if each is not None and each.crl_pem)
 
 
 def problems(tls: Tls, materials: Materials) -> list[str]:

@@ -12,10 +12,13 @@ from pydantic import Field
 
 from config import objects
 from config.kinds.schema import Manifest, fields
+from transport.tls.errors import TlsSettingsInvalid
+from transport.tls.origination import revocation_lists
 
 ROOTS: Final = "ca.crt"
 CHAIN: Final = "tls.crt"
 KEY: Final = "tls.key"
+REVOCATIONS: Final = "ca.crl"
 MAX_BYTES: Final = 256 * 1024  # of one entry
 
 
@@ -26,7 +29,7 @@ class CertificateMap(Manifest):
     data: dict[str, str] = Field(default_factory=dict, repr=False)
 
     def to_object(self) -> objects.TlsMaterial:
-        return _material(self, {ROOTS: self.data.get(ROOTS, "")})
+        return _material(self, {name: self.data.get(name, "") for name in (ROOTS, REVOCATIONS)})
 
 
 class Secret(Manifest):
@@ -36,7 +39,7 @@ class Secret(Manifest):
 
     def to_object(self) -> objects.TlsMaterial:
         found: dict[str, str] = {}
-        for name in (ROOTS, CHAIN, KEY):
+        for name in (ROOTS, CHAIN, KEY, REVOCATIONS):
             text = self.plain.get(name)
             if text is None:
                 try:
@@ -55,8 +58,11 @@ def _material(manifest: Manifest, texts: dict[str, str]) -> objects.TlsMaterial:
                 return objects.TlsMaterial(meta, problem=f"{name} has more than {MAX_BYTES} bytes")
             if text and name == KEY:
                 load_pem_private_key(text.encode(), None)
+            elif text and name == REVOCATIONS:
+                revocation_lists(text)
             elif text:
                 x509.load_pem_x509_certificates(text.encode())
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, TlsSettingsInvalid):
         return objects.TlsMaterial(meta, problem=f"{name} is not PEM that can be used")
-    return objects.TlsMaterial(meta, texts.get(ROOTS, ""), texts.get(CHAIN, ""), texts.get(KEY, ""))
+    held = (texts.get(name, "") for name in (ROOTS, CHAIN, KEY, REVOCATIONS))
+    return objects.TlsMaterial(meta, *held)

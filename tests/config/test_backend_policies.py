@@ -10,7 +10,7 @@ from config.compile.resource import DESTINATION
 from config.status import decoded
 from proto.mycelia import waypoint_pb2 as pb
 from tests.config.support import Mesh, errors_of, istio, replica, service, warnings_of, waypoint
-from tests.kit.certificates import issue, shared_root
+from tests.kit.certificates import issue, revocations, shared_root
 
 WEB = "shop/web.shop.svc.cluster.local"
 BASE = (
@@ -198,6 +198,19 @@ def test_a_secret_gives_the_client_certificate_and_is_not_shown() -> None:
     assert "PRIVATE KEY" not in shown
     mesh.apply(material("Secret", "c", ca_crt=ROOTS))
     assert mesh.destination(WEB).policy.refusal == "Secret shop/c has no tls.crt or no tls.key"
+
+
+def test_a_secret_s_revocation_list_is_told_and_one_that_is_none_refuses() -> None:
+    simple = rule("tls: {mode: SIMPLE, credentialName: c}")
+    mesh = Mesh(*BASE, material("Secret", "c", ca_crt=ROOTS, ca_crl=revocations()), simple)
+    assert mesh.destination(WEB).policy.tls.crl_pem.startswith("-----BEGIN X509 CRL-----")
+    mesh.apply(material("Secret", "c", ca_crt=ROOTS, ca_crl="nonsense"))
+    assert mesh.destination(WEB).policy.refusal == "Secret shop/c: ca.crl is not PEM that can be used"
+    mesh.apply(material("Secret", "c", ca_crl=revocations()))
+    assert mesh.destination(WEB).policy.refusal == "Secret shop/c has no ca.crt"
+    mesh.apply(material("ConfigMap", "ca", ca_crt=ROOTS, ca_crl=revocations()), tls(more=IN_MAP))
+    mesh.remove("DestinationRule", "shop", "dr")
+    assert mesh.destination(WEB).policy.tls.crl_pem
 
 
 # ---- conditions ----

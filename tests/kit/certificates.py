@@ -147,3 +147,21 @@ def issue(
 def shared_root() -> TestAuthority:
     """One root per test process, for tests that do not care which (key generation is the slow part)."""
     return make_root("shared test root")
+
+
+def revocations(*revoked: bytes, by: TestAuthority | None = None, until: dt.datetime | None = None) -> str:
+    """The revocation list of an authority with the leaves of these chains, by default in force for a day."""
+    authority = by or shared_root()
+    until = until or _now() + _DAY
+    builder = (
+        x509.CertificateRevocationListBuilder()
+        .issuer_name(authority.certificate.subject)
+        .last_update(min(_now() - _DAY, until - _DAY))
+        .next_update(until)
+    )
+    for chain in revoked:
+        serial = x509.load_pem_x509_certificates(chain)[0].serial_number
+        entry = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(_now() - _DAY)
+        builder = builder.add_revoked_certificate(entry.build())
+    made = builder.sign(authority.key, hashes.SHA256())
+    return made.public_bytes(serialization.Encoding.PEM).decode()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import ipaddress
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -22,18 +23,20 @@ _TLS12_CIPHERS = b"ECDHE+AESGCM:ECDHE+CHACHA20"
 _SSL_MODE_ENABLE_PARTIAL_WRITE = 0x1
 _SSL_MODE_RELEASE_BUFFERS = 0x10
 _SSL_MODE_NO_AUTO_CHAIN = 0x8
+_CRL = re.compile(rb"-----BEGIN X509 CRL-----[^-]+-----END X509 CRL-----")
 _MAX_NAMED = 5  # of a certificate's names in an error
 
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
     """What a client trusts and shows. `roots_pem` empty: the operating system's; chain and key: both or
-    neither."""
+    neither. With `crl_pem` each certificate of a server's chain needs its issuer's list, in force."""
 
     roots_pem: str = ""
     is_unverified: bool = False
     chain_pem: str = ""
     key_pem: str = ""
+    crl_pem: str = ""
 
 
 def make_origination_context(credentials: Credentials) -> SSL.Context:
@@ -65,9 +68,31 @@ def _set_verification(context: SSL.Context, credentials: Credentials) -> None:
         if not roots:
             raise TlsSettingsInvalid("the CA bundle holds no certificate")
         set_trust(context, roots)
+        if credentials.crl_pem:
+            _set_revocations(context, credentials.crl_pem)
     else:
         context.set_default_verify_paths()
         context.set_verify(SSL.VERIFY_PEER)
+
+
+def _set_revocations(context: SSL.Context, pem: str) -> None:
+    store = context.get_cert_store()
+    if store is None:
+        raise TlsSettingsInvalid("OpenSSL gave the context no certificate store")
+    for revocations in revocation_lists(pem):
+        store.add_crl(revocations)
+    store.set_flags(crypto.X509StoreFlags.CRL_CHECK | crypto.X509StoreFlags.CRL_CHECK_ALL)
+
+
+def revocation_lists(pem: str) -> list[x509.CertificateRevocationList]:
+    """All of a PEM text, at least one. Raises TlsSettingsInvalid."""
+    blocks = _CRL.findall(pem.encode())
+    if not blocks or pem.count("-----BEGIN") != len(blocks):
+        raise TlsSettingsInvalid("the revocation lists are not a list of PEM CRLs")
+    try:
+        return [x509.load_pem_x509_crl(block) for block in blocks]
+    except ValueError as error:
+        raise TlsSettingsInvalid(f"the revocation lists are not a list of PEM CRLs: {error}") from error
 
 
 @functools.lru_cache(maxsize=1024)  # the same servers come back all the time

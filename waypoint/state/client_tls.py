@@ -16,7 +16,9 @@ _MAX_NAME: Final = 253
 
 @dataclass(frozen=True, slots=True)
 class ClientTls:
-    """Verified means: a chain to `roots_pem` (empty: the operating system's roots) and one of `names`."""
+    """Verified means: a chain to `roots_pem` (empty: the operating system's roots), nothing of it revoked by
+    `crl_pem` (empty: nobody asks), and one of `names`.
+    """
 
     server_name: str = ""
     names: tuple[str, ...] = ()
@@ -24,6 +26,7 @@ class ClientTls:
     is_unverified: bool = False
     chain_pem: str = ""
     key_pem: str = field(default="", repr=False)
+    crl_pem: str = ""
 
 
 def client_tls(message: pb.ClientTls) -> ClientTls:
@@ -32,6 +35,8 @@ def client_tls(message: pb.ClientTls) -> ClientTls:
         raise RoutesRejected("TLS whose certificates are to be verified, without a name to expect")
     if not message.server_name.isascii() or len(message.server_name) > _MAX_NAME:
         raise RoutesRejected("TLS with a server name that cannot be sent")
+    if message.crl_pem and (message.is_unverified or not message.roots_pem):
+        raise RoutesRejected("TLS with a revocation list and nothing that it is about")
     if bool(message.chain_pem) != bool(message.key_pem):
         raise RoutesRejected("TLS with half a client certificate: the chain or the key is missing")
     return ClientTls(
@@ -41,4 +46,5 @@ def client_tls(message: pb.ClientTls) -> ClientTls:
         message.is_unverified,
         message.chain_pem,
         message.key_pem,
+        message.crl_pem,
     )

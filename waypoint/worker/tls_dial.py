@@ -43,7 +43,7 @@ class TlsDialler:
 
     def context(self, tls: ClientTls) -> SSL.Context:
         """Raises TlsSettingsInvalid."""
-        key = Credentials(tls.roots_pem, tls.is_unverified, tls.chain_pem, tls.key_pem)
+        key = Credentials(tls.roots_pem, tls.is_unverified, tls.chain_pem, tls.key_pem, tls.crl_pem)
         found = self._contexts.get(key)
         if found is None:
             if len(self._contexts) >= _MAX_CONTEXTS:
