@@ -15,8 +15,7 @@ from __future__ import annotations
 
 import enum
 import itertools
-from collections.abc import Container, Iterable, Iterator, Mapping
-from collections.abc import Set as AbstractSet
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -61,6 +60,7 @@ class Claim:
     # What was thought of it last, and about what: claims are many, and few of them change.
     judged: tuple[tuple[RegistrationPolicy, ...], Attached, str] | None = None
     made: tuple[Attached, bool, WorkloadEntry] | None = None
+    aliases: tuple[str, ...] = ()  # that it has, while it stands
     ref: Ref = field(init=False)
 
     def __post_init__(self) -> None:
@@ -75,6 +75,11 @@ class Claim:
     @property
     def place(self) -> tuple[str, str]:
         return self.attached.namespace, self.attached.name
+
+    @property
+    def claimed(self) -> tuple[object, ...]:
+        """What nobody else can have at the same time."""
+        return self.ref, self.registration.network, frozenset(self.addresses)
 
     @property
     def addresses(self) -> tuple[str, ...]:
@@ -96,6 +101,10 @@ class Registrations:
         self._forget_s = forget_s
         self._claims: dict[tuple[str, str], Claim] = {}  # by node and uid
         self._leases: dict[str, _Lease] = {}
+        self._gone: list[Claim] = []  # taken back since the last `settle`
+        self._wanted: dict[Ref, Claim] = {}  # what stands, by name and by address
+        self._taken: dict[str, Claim] = {}
+        self._is_overtaken = False
         self._applied: dict[Ref, MeshObject] = {}
         self._around: dict[str, tuple[tuple[RegistrationPolicy, ...], str]] = {}
         self._numbers = itertools.count(1)
@@ -106,16 +115,19 @@ class Registrations:
         """Takes the whole of what a node says, and renews its lease. `settle` makes it count."""
         said = {each.uid: each for each in workloads if each.registration is not None}
         for key in [key for key in self._claims if key[0] == node and key[1] not in said]:
-            del self._claims[key]
+            self._gone.append(self._claims.pop(key))
         for uid, attached in said.items():
             assert attached.registration is not None
             claim = self._claims.get((node, uid))
-            if claim is not None and claim.ref == _ref(attached):
-                if claim.attached != attached:
-                    claim.attached, claim.registration = attached, attached.registration
-            else:
-                number = next(self._numbers)
-                self._claims[(node, uid)] = Claim(number, node, attached, attached.registration)
+            if claim is not None and claim.attached == attached:
+                continue
+            new = Claim(0, node, attached, attached.registration)
+            # Other words for the same thing keep its turn; another name or address waits for its own.
+            is_same = claim is not None and claim.claimed == new.claimed
+            new.number = claim.number if claim is not None and is_same else next(self._numbers)
+            if claim is not None:
+                self._gone.append(claim)
+            self._claims[(node, uid)] = new
         if said:
             self._leases[node] = _Lease(now)
         else:
@@ -142,44 +154,86 @@ class Registrations:
 
     # ---- decided ----
 
-    def settle(self) -> Delta:
-        """Judges every claim against policies and manifests as they are now, and files what stands."""
+    def settle(self, node: str | None = None) -> Delta:
+        """Judges claims against policies and manifests as they are now, and files what stands.
+
+        With a node: nothing but its own words has changed since the last time, so only they are judged, and
+        what did not stand before; the outcome is the same.
+        """
+        self._around.clear()
+        gone, self._gone = self._gone, []
+        if node is None:
+            return self._settle_all()
+        judged = [
+            claim
+            for claim in self._claims.values()
+            if claim.node == node or claim.verdict.state is not State.REGISTERED
+        ]
+        for claim in (*gone, *judged):
+            self._release(claim)
+        self._judge_in_turn(judged)
+        if self._is_overtaken:
+            return self._settle_all()
+        return self._file({claim.ref for claim in (*gone, *judged)})
+
+    def _settle_all(self) -> Delta:
         if not self._claims and not self._applied:
             return Delta()
-        self._around.clear()
-        wanted: dict[Ref, WorkloadEntry] = {}
-        taken: dict[str, Claim] = {}
-        ours = {self._uid(ref) for ref, entry in self._applied.items() if self._is_ours(ref, entry)}
-        by_age = sorted(self._claims.values(), key=lambda claim: (self.is_expired(claim.node), claim.number))
-        for claim in by_age:
-            claim.verdict = self._judge(claim, wanted)
-            if claim.verdict.state is State.REGISTERED:
-                claim.verdict = self._judge_addresses(claim, taken, ours)
-            if claim.verdict.state is State.REGISTERED:
-                wanted[claim.ref] = claim.entry(is_live=not self.is_expired(claim.node))
-                taken |= dict.fromkeys(self._aliases(claim), claim)
-        return self._file(wanted)
+        self._wanted.clear()
+        self._taken.clear()
+        self._judge_in_turn(list(self._claims.values()))
+        return self._file({*self._applied, *self._wanted})
 
-    def _file(self, wanted: Mapping[Ref, WorkloadEntry]) -> Delta:
+    def _judge_in_turn(self, claims: list[Claim]) -> None:
+        self._is_overtaken = False
+        for claim in sorted(claims, key=self._turn):
+            claim.verdict = self._judge(claim)
+            if claim.verdict.state is State.REGISTERED:
+                claim.verdict = self._judge_addresses(claim)
+            if claim.verdict.state is State.REGISTERED:
+                claim.aliases = tuple(self._aliases(claim))
+                self._wanted[claim.ref] = claim
+                self._taken |= dict.fromkeys(claim.aliases, claim)
+
+    def _turn(self, claim: Claim) -> tuple[bool, int]:
+        return self.is_expired(claim.node), claim.number
+
+    def _release(self, claim: Claim) -> None:
+        if self._wanted.get(claim.ref) is claim:
+            del self._wanted[claim.ref]
+        for alias in claim.aliases:
+            if self._taken.get(alias) is claim:
+                del self._taken[alias]
+        claim.aliases = ()
+
+    def _yield_to(self, claim: Claim, other: Claim) -> None:
+        """`other` has what `claim` wants. If it came later, all are judged again, in turn."""
+        self._is_overtaken = self._is_overtaken or self._turn(other) > self._turn(claim)
+
+    def _file(self, refs: Iterable[Ref]) -> Delta:
         held = self._registry.index.objects
-        removed = [
-            ref
-            for ref, entry in self._applied.items()
-            if ref not in wanted and held.get(ref) is entry  # else a manifest has taken its place
-        ]
-        changed: dict[Ref, MeshObject] = {
-            ref: entry
-            for ref, entry in wanted.items()
-            if (now := held.get(ref)) is not entry and now != entry
-        }
-        self._applied = {ref: changed.get(ref, held.get(ref, entry)) for ref, entry in wanted.items()}
+        removed: list[Ref] = []
+        changed: dict[Ref, MeshObject] = {}
+        for ref in refs:
+            claim, now = self._wanted.get(ref), held.get(ref)
+            if claim is None:
+                entry = self._applied.pop(ref, None)
+                if entry is not None and now is entry:  # else a manifest has taken its place
+                    removed.append(ref)
+                continue
+            entry = claim.entry(is_live=not self.is_expired(claim.node))
+            if now is not entry and now != entry:
+                changed[ref] = now = entry
+            assert now is not None
+            self._applied[ref] = now
         return self._registry.apply(changed, removed) if changed or removed else Delta()
 
-    def _judge(self, claim: Claim, wanted: Container[Ref]) -> Verdict:
+    def _judge(self, claim: Claim) -> Verdict:
         if (manifest := self._manifest_of(claim)) is not None:
             return Verdict(State.SHADOWED, f"{manifest} of the manifests counts instead")
         reason = self._refusal(claim)
-        if not reason and claim.ref in wanted:
+        if not reason and (other := self._wanted.get(claim.ref)) is not None:
+            self._yield_to(claim, other)
             reason = f"{claim.ref} is registered by another node, and stays so while its lease lives"
         return Verdict(State.REFUSED, reason) if reason else Verdict(State.REGISTERED)
 
@@ -192,18 +246,24 @@ class Registrations:
             judged = claim.judged = policies, claim.attached, reason
         return judged[2]
 
-    def _judge_addresses(self, claim: Claim, taken: Mapping[str, Claim], ours: AbstractSet[str]) -> Verdict:
+    def _judge_addresses(self, claim: Claim) -> Verdict:
         """An address has one holder: others would be taken for it."""
         for alias in self._aliases(claim):
             address = alias.rpartition("/")[2]
-            if (other := taken.get(alias)) is not None:
+            if (other := self._taken.get(alias)) is not None:
+                self._yield_to(claim, other)
                 text = f"address {address} is registered as {other.ref} by node {other.node}"
                 return Verdict(State.REFUSED, text)
-            foreign = [name for name in self._registry.names_at(alias) if name not in ours]
+            foreign = [name for name in self._registry.names_at(alias) if not self._is_registered(name)]
             if foreign:
                 text = f"address {address} is that of {min(foreign)} of the manifests"
                 return Verdict(State.REFUSED, text)
         return Verdict(State.REGISTERED)
+
+    def _is_registered(self, name: str) -> bool:
+        """Whether the resource is one of ours, that stands or is about to go."""
+        source = self._registry.index.sources.get(name)
+        return source is not None and self._is_ours(source.owner, self._applied.get(source.owner))
 
     def _manifest_of(self, claim: Claim) -> Ref | None:
         """The Pod or WorkloadEntry of the same name that no node registered."""
@@ -229,10 +289,6 @@ class Registrations:
             network = places.namespace_labels(namespace).get(keys.NETWORK, "") or places.mesh_network()
             found = self._around[namespace] = tuple(policies_of(namespace, self._registry)), network
         return found
-
-    def _uid(self, ref: Ref) -> str:
-        cluster = self._registry.settings.cluster_id
-        return f"{cluster}/networking.istio.io/WorkloadEntry/{ref.namespace}/{ref.name}"
 
     # ---- asked ----
 

@@ -142,22 +142,23 @@ class NodeService:
         self.registrations.report(node, self.book.attached(node), trio.current_time())
         self._leases_changed.set()
         if is_new or was_expired:
-            self._tell(node, before)
+            self._tell(node, before, is_alone=not was_expired)
         for place in sorted(captured ^ before):
             event = "workload_captured" if place in captured else "workload_released"
             log.info(event, node=attendance.node, namespace=place[0], name=place[1])
         attendance.is_owed = True
         attendance.wake.set()
 
-    def _tell(self, node: str, before: set[tuple[str, str]]) -> None:
+    def _tell(self, node: str, before: set[tuple[str, str]], *, is_alone: bool = False) -> None:
         """Takes the node's word into the registry, and what that changes to the data plane.
 
         What was captured `before` counts as captured until its registration is gone, and a new one comes as
-        captured: nobody is told of either as a workload that takes plaintext.
+        captured: nobody is told of either as a workload that takes plaintext. `is_alone`: only this node's
+        words have changed.
         """
         captured = self.book.captured(node)
         self._publish(self._registry.set_captured(node, captured | before))
-        self._settle()
+        self._publish(self.registrations.settle(node if is_alone else None))
         self._publish(self._registry.set_captured(node, captured))
         self._publish(self._registry.waypoints_said(node, words(self.book.waypoints(node))))
 

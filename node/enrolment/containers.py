@@ -1,7 +1,8 @@
 """Enrols the labelled containers of one engine, and lets them go when they end.
 
-Level-triggered: after each connection, and every `resync_s`, everything that runs is looked at; events only
-make it quick. Without the engine nothing is let go: the agent sees by itself when a workload's processes end.
+Level-triggered: after each connection everything that runs is looked at, every `resync_s` what is not
+enrolled or does not run any more; events only make it quick. Without the engine nothing is let go: the agent
+sees by itself when a workload's processes end.
 A container is taken by its id and by its first process with start time: after that process was found the
 engine is asked again, so that a number that was used again is no workload.
 """
@@ -67,7 +68,7 @@ class ContainerWatch:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._look_at_changed)
             try:
-                await self._resync()
+                await self._resync(is_first=True)
                 if self.problem:
                     log.info("engine_connected", engine=str(self._engine.path))
                 self.problem = ""
@@ -94,11 +95,14 @@ class ContainerWatch:
                     await self._look_at(identifier)
                 continue
             try:
-                await self._resync()
+                await self._resync(is_first=False)
             except EngineError as error:
                 log.warning("resync_failed", engine=str(self._engine.path), problem=error.text)
 
-    async def _resync(self) -> None:
+    async def _resync(self, *, is_first: bool) -> None:
+        """All that runs. Of what is enrolled already, events tell what changes: only after a time without
+        them is it looked at one by one.
+        """
         running = set(await self._engine.labelled())
         held = {
             keeper.attachment.origin.removeprefix(ORIGIN)
@@ -106,7 +110,7 @@ class ContainerWatch:
             if keeper.attachment.origin.startswith(ORIGIN)
         }
         self.refused = {key: text for key, text in self.refused.items() if key in running}
-        for identifier in sorted(running | held):
+        for identifier in sorted(running | held if is_first else running ^ held):
             await self._look_at(identifier)
 
     async def _look_at(self, identifier: str) -> None:

@@ -78,8 +78,9 @@ class Stage:
         self.book.settle()
 
     def say(self, node: str, *workloads: Attached) -> None:
+        was_expired = self.book.is_expired(node)
         self.book.report(node, workloads, self.now)
-        self.book.settle()
+        self.book.settle(None if was_expired else node)
 
     def pass_time(self, seconds: float) -> set[str]:
         self.now += seconds
@@ -210,6 +211,26 @@ def test_only_the_node_that_registered_renews_and_removes() -> None:
     stage.say("n2", workload(address="10.0.0.2"))
     stage.pass_time(20)
     assert stage.mesh.workload("shop/web").node == "n2", "the lease of n1 was not renewed by n2"
+
+
+def test_who_changes_its_address_waits_for_its_turn() -> None:
+    stage = Stage.of(policy())
+    stage.say("n1", workload())
+    stage.say("n2", workload("two", "10.0.0.2"))
+    stage.say("n1", workload(address="10.0.0.2"))
+    assert stage.verdict("n2", "shop/two") == (State.REGISTERED, "")
+    assert "is registered as WorkloadEntry shop/two by node n2" in stage.verdict()[1]
+    stage.say("n2")
+    assert stage.verdict() == (State.REGISTERED, "")
+
+
+def test_other_words_for_the_same_thing_keep_their_turn() -> None:
+    stage = Stage.of(policy())
+    stage.say("n1", workload(app="web"))
+    stage.say("n2", workload("two"))
+    stage.say("n1", workload(app="cart-1"))
+    assert stage.verdict() == (State.REGISTERED, "")
+    assert stage.verdict("n2", "shop/two")[0] is State.REFUSED
 
 
 def test_a_lease_that_expires_makes_unhealthy_then_forgets() -> None:

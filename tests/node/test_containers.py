@@ -184,6 +184,7 @@ async def test_an_unhealthy_container_is_said_to_be(
         await stage.engine.tell(container, "health_status: unhealthy")
         await stage.here.until(lambda: keeper.unhealthy == "the container's health check says unhealthy")
         container.health = "healthy"
+        await stage.engine.hang_up()  # nobody tells of it
         await stage.here.until(lambda: keeper.unhealthy == "")
 
 
