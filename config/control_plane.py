@@ -21,6 +21,7 @@ from config.access import wall_clock
 from config.compile.resource import Delta
 from config.errors import StateDamaged, StateUnwritable
 from config.findings import Problem, Severity
+from config.history.recorder import Recorder
 from config.jwks.fetch import Fetcher
 from config.jwks.guard import Guard
 from config.jwks.keeper import KeySetKeeper
@@ -70,6 +71,10 @@ class StateDirectory:
         return self.path / "last-good"
 
     @property
+    def history(self) -> Path:
+        return self.path / "history"
+
+    @property
     def key_sets(self) -> Path:
         return self.path / "key-sets"
 
@@ -98,6 +103,8 @@ class ControlPlane:
         addresses = VirtualAddresses(_address_table(read_json(state.path / VIRTUAL_ADDRESSES_FILE)))
         self.registry = Registry(settings, addresses)
         self.source = DirectorySource(manifests, LastGood(state.last_good))
+        self.recorder = Recorder(manifests, state.history, self._count_errors, now=now)
+        self.source.on_read = self.recorder.changed
         self.xds = XdsServer(self.registry, self.tokens, now=now)
         self.nodes = NodeService(
             self.registry, self.tokens, state.path / CAPTURED_FILE, self.xds.publish, now=now
@@ -131,6 +138,9 @@ class ControlPlane:
     def problems(self) -> list[Problem]:
         return self.source.problems()
 
+    def _count_errors(self) -> int:
+        return sum(problem.severity is Severity.ERROR for problem in self.problems())
+
     def notes(self) -> list[Note]:
         return sorted(
             [*review(self.registry), *self.nodes.registrations.notes()],
@@ -154,6 +164,7 @@ class ControlPlane:
             nursery.start_soon(self.nodes.keep_saved)
             nursery.start_soon(self.nodes.keep_leases)
             nursery.start_soon(self.key_sets.run)
+            nursery.start_soon(self.recorder.run)
             await nursery.start(self.source.run, self._take)
             task_status.started()
 

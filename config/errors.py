@@ -56,6 +56,20 @@ class AddressesExhausted(ConfigError):
     blame = Blame.POLICY
 
 
+class VersionUnknown(ConfigError):
+    """There is no such version of the configuration."""
+
+    code = "MYC-3007"
+    blame = Blame.ENVIRONMENT
+
+
+class RestoreRefused(ConfigError):
+    """A version of the configuration cannot be written back."""
+
+    code = "MYC-3008"
+    blame = Blame.ENVIRONMENT
+
+
 class XdsProtocolError(ConfigError):
     """The peer of an xDS stream sent a message that cannot be decoded or makes no sense."""
 

@@ -18,6 +18,7 @@ EXIT_CANNOT = 2
 EXIT_INTERRUPTED = 130
 DEFAULT_AGENT_SOCKET = Path("/var/run/mycelia/node.sock")
 DEFAULT_STATE = Path("/var/lib/mycelia/control-plane")
+DEFAULT_MANIFESTS = Path("/etc/mycelia/manifests")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -107,6 +108,12 @@ def _uninstall(options: argparse.Namespace) -> int:
     return command.uninstall(options)
 
 
+def _history(options: argparse.Namespace) -> int:
+    from mesh import history_command  # noqa: PLC0415
+
+    return history_command.run(options)
+
+
 def _why(options: argparse.Namespace) -> int:
     from mesh import why  # noqa: PLC0415
 
@@ -166,6 +173,25 @@ def _add_config(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     validate = config.add_parser("validate", help="check a folder of manifests as the control plane would")
     validate.set_defaults(work=_validate)
     validate.add_argument("directory", type=Path)
+    history = config.add_parser("history", help="versions of the manifests that the control plane had")
+    difference = config.add_parser("diff", help="what changed from a version to another, or to what is there")
+    rollback = config.add_parser("rollback", help="bring the manifests of a version back")
+    for each in (history, difference, rollback):
+        each.set_defaults(work=_history)
+        each.add_argument(
+            "--state-dir", type=Path, default=DEFAULT_STATE, help="the control plane's (%(default)s)"
+        )
+        each.add_argument("--manifests", type=Path, default=DEFAULT_MANIFESTS, help="(%(default)s)")
+    history.set_defaults(history_command="history")
+    history.add_argument("--limit", type=int, default=20, metavar="N", help="of the latest (%(default)s)")
+    history.add_argument("--json", action="store_true", help="one object a line")
+    difference.set_defaults(history_command="diff")
+    difference.add_argument("old", type=int, nargs="?", metavar="FROM", help="the latest, if it is left out")
+    difference.add_argument("new", type=int, nargs="?", metavar="TO", help="what is there now, if left out")
+    rollback.set_defaults(history_command="rollback")
+    rollback.add_argument("number", type=int, metavar="VERSION")
+    rollback.add_argument("--dry-run", action="store_true", help="say what would change, and stop")
+    rollback.add_argument("--force", action="store_true", help="although the version has errors")
 
 
 def _add_node(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

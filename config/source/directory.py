@@ -60,6 +60,7 @@ class DirectorySource:
         self._trouble = ""
         self._is_unsettled = False
         self._unsaved: dict[str, FileReading] = {}  # could not be remembered yet
+        self.on_read: Callable[[], None] = lambda: None  # files were read again, or have gone
         self.manifests = ManifestSet()
 
     def problems(self) -> list[Problem]:
@@ -180,6 +181,7 @@ class DirectorySource:
             changes = self._install(None, batch)
         if batch.readings or batch.removed:
             self._log_batch(batch, changes, time.monotonic() - started)
+            self.on_read()
         if changes:
             on_changes(changes)
         await self._remember(batch)
