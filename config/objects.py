@@ -13,6 +13,7 @@ from datetime import datetime
 from typing import Final
 
 from config.extension_providers import ExtensionProvider
+from config.mesh_defaults import MeshDefaults
 from config.observing import LoggingStep, MeshObserving, MetricOverride, TracingStep
 from config.refs import Ref as Ref  # noqa: PLC0414 - what objects are called belongs to them
 from config.routing_rules import GrpcRule, HttpRule, ParentRef, StreamRule
@@ -595,6 +596,7 @@ class MeshConfig:
     meta: Meta
     providers: tuple[ExtensionProvider, ...] = ()
     observing: MeshObserving = field(default_factory=MeshObserving)
+    defaults: MeshDefaults = field(default_factory=MeshDefaults)
 
     def provider(self, name: str) -> ExtensionProvider | None:
         return next((each for each in self.providers if each.name == name), None)

@@ -26,6 +26,7 @@ from waypoint.control.spans import SPANS_DROPPED, SPANS_SENT, SpanSink, Teller
 from waypoint.limits import RedisEndpoint
 from waypoint.settings import Settings
 from waypoint.state.destinations import DESTINATION_TYPE
+from waypoint.state.mesh_settings import MESH_SETTINGS_TYPE
 from waypoint.state.place import Place
 from waypoint.state.policy_kinds import POLICY_KINDS
 from waypoint.state.routes import ROUTES_TYPE
@@ -34,7 +35,10 @@ from waypoint.state.telemetry import TELEMETRY_TYPE
 from waypoint.worker.settings import WorkerSettings
 
 # Addresses first: routes and destinations lead to them. Protection comes before what it protects.
-TYPE_URLS: Final = (ADDRESS_TYPE, DESTINATION_TYPE, *POLICY_KINDS, TELEMETRY_TYPE, ROUTES_TYPE)
+TYPE_URLS: Final = (
+    *(ADDRESS_TYPE, MESH_SETTINGS_TYPE, DESTINATION_TYPE),
+    *(*POLICY_KINDS, TELEMETRY_TYPE, ROUTES_TYPE),
+)
 CERTIFICATE: Final = "certificate"
 CERTIFICATE_WAIT_S: Final = 0.1
 CERTIFICATE_LOOK_S: Final = 5.0

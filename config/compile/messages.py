@@ -23,13 +23,6 @@ class Target:
     problem: str = ""
 
 
-def default_retries() -> pb.RetryPolicy:
-    """Istio's number and back-off. Its conditions may follow processing: none are named, and a waypoint then
-    repeats what is safe to repeat.
-    """
-    return pb.RetryPolicy(attempts=DEFAULT_ATTEMPTS, backoff=duration(DEFAULT_BACKOFF_MS))
-
-
 def duration(milliseconds: int) -> Duration:
     return Duration(seconds=milliseconds // 1000, nanos=milliseconds % 1000 * 1_000_000)
 

@@ -14,6 +14,7 @@ ADDRESS: Final = TypeUrl("type.googleapis.com/istio.workload.Address")
 WORKLOAD: Final = TypeUrl("type.googleapis.com/istio.workload.Workload")  # legacy name for ADDRESS
 AUTHORIZATION: Final = TypeUrl("type.googleapis.com/istio.security.Authorization")
 SERVICE_ROUTES: Final = TypeUrl("type.googleapis.com/mycelia.waypoint.ServiceRoutes")
+MESH_SETTINGS: Final = TypeUrl("type.googleapis.com/mycelia.waypoint.MeshSettings")
 DESTINATION: Final = TypeUrl("type.googleapis.com/mycelia.waypoint.Destination")
 AUTHENTICATION: Final = TypeUrl("type.googleapis.com/mycelia.waypoint.RequestAuthentication")
 FILTER: Final = TypeUrl("type.googleapis.com/mycelia.waypoint.FilterPolicy")
@@ -26,7 +27,7 @@ REQUEST_AUTHORIZATION: Final = TypeUrl("type.googleapis.com/mycelia.waypoint.Aut
 PROTECTION_TYPES: Final = (AUTHENTICATION, REQUEST_AUTHORIZATION, RATE_LIMIT, FILTER, TELEMETRY)
 # Sent to the waypoints that a resource names, not to everybody. Routes last: what they lead to and what
 # protects them is known before.
-WAYPOINT_TYPES: Final = (DESTINATION, *PROTECTION_TYPES, SERVICE_ROUTES)
+WAYPOINT_TYPES: Final = (MESH_SETTINGS, DESTINATION, *PROTECTION_TYPES, SERVICE_ROUTES)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,6 @@ from config.compile.messages import (
     DEFAULT_ATTEMPTS,
     DEFAULT_BACKOFF_MS,
     Target,
-    default_retries,
     duration,
     header_changes,
 )
@@ -38,6 +37,7 @@ from config.routing_rules import (
     PathEdit,
     PathKind,
     Persistence,
+    Retry,
     ValueMatch,
 )
 from config.virtual_routes import VirtualRoutes
@@ -147,7 +147,8 @@ def _http(route: HttpRoute, index: int, resolve: Resolve) -> Iterator[tuple[tupl
     timeout = _route_timeout(rule)
     if timeout:
         whole.timeout.CopyFrom(duration(timeout))
-    whole.retries.CopyFrom(_retries(rule))
+    if rule.retry is not None:
+        whole.retries.CopyFrom(_retries(rule, rule.retry))
     for match in rule.matches:
         yield _http_key(match), _with_match(whole, _http_match(match))
 
@@ -202,10 +203,7 @@ def _route_timeout(rule: HttpRule) -> int:
     return rule.request_timeout_ms or 0
 
 
-def _retries(rule: HttpRule) -> pb.RetryPolicy:
-    stanza = rule.retry
-    if stanza is None:
-        return default_retries()
+def _retries(rule: HttpRule, stanza: Retry) -> pb.RetryPolicy:
     attempts = DEFAULT_ATTEMPTS if stanza.attempts is None else stanza.attempts
     if attempts == 0:
         return pb.RetryPolicy()
@@ -227,7 +225,6 @@ def _grpc(route: GrpcRoute, index: int, resolve: Resolve) -> Iterator[tuple[tupl
     rule = route.rules[index]
     whole = _rule(rule_name(route, index), rule, resolve)
     whole.is_grpc = True
-    whole.retries.CopyFrom(default_retries())
     for match in rule.matches:
         yield _grpc_key(match), _with_match(whole, _grpc_match(match))
 

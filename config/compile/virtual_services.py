@@ -16,7 +16,6 @@ from typing import Final
 from config.compile.messages import (
     DEFAULT_BACKOFF_MS,
     Target,
-    default_retries,
     duration,
     header_changes,
 )
@@ -139,7 +138,8 @@ def _rule(sourced: SourcedPart, matches: Iterable[RequestMatch], called: Called)
     _headers(made, part)
     if part.timeout_ms:
         made.timeout.CopyFrom(duration(part.timeout_ms))
-    made.retries.CopyFrom(_retries(part.retries))
+    if part.retries is not None:
+        made.retries.CopyFrom(retry_policy(part.retries))
     if part.fault is not None:
         _fault(made, part.fault)
     if part.cors is not None:
@@ -288,9 +288,7 @@ def _redirect(redirect: Redirect, called_port: int) -> pb.Redirect:
     )
 
 
-def _retries(retries: Retries | None) -> pb.RetryPolicy:
-    if retries is None:
-        return default_retries()
+def retry_policy(retries: Retries) -> pb.RetryPolicy:
     if not retries.attempts:
         return pb.RetryPolicy()
     made = pb.RetryPolicy(

@@ -15,14 +15,17 @@ from pydantic import BeforeValidator, Field, ModelWrapValidatorHandler, PrivateA
 from config import objects
 from config.extension_providers import ForeignProvider
 from config.kinds.extension_providers import MAX_PROVIDERS, ProviderSpec, Strict
+from config.kinds.istio_schema import Milliseconds
 from config.kinds.mesh_observing import ObservingSpec
 from config.kinds.schema import Manifest, complain, fields, refuse
+from config.kinds.virtual_actions import RetriesSpec
 from config.kinds.yaml_documents import YamlRefused, build
+from config.mesh_defaults import MeshDefaults, PathNormalization
 
 NAME: Final = "istio"
 _UNREAD: Final = fields(
     "ca caCertificates certificates configSources "
-    "connectTimeout defaultDestinationRuleExportTo defaultHttpRetryPolicy "
+    "defaultDestinationRuleExportTo "
     "defaultServiceExportTo defaultTrafficPolicy defaultVirtualServiceExportTo disableEnvoyListenerLog "
     "discoverySelectors dnsRefreshRate enableAutoMtls enableEnvoyAccessLogService enablePrometheusMerge "
     "h2UpgradePolicy hboneIdleTimeout inboundClusterStatName inboundTrafficPolicy "
@@ -35,11 +38,10 @@ _UNREAD: Final = fields(
 
 
 class PathNormalizationSpec(Strict):
-    """Waypoints normalise as BASE says. Another level is refused: policies written for it would hold for
-    other requests than their author thinks.
-    """
+    normalization: Literal["DEFAULT", "NONE", "BASE", "MERGE_SLASHES", "DECODE_AND_MERGE_SLASHES"] = "DEFAULT"
 
-    normalization: Literal["DEFAULT", "BASE"] = "DEFAULT"
+    def to_level(self) -> PathNormalization:
+        return PathNormalization("BASE" if self.normalization == "DEFAULT" else self.normalization)
 
 
 class MeshSpec(ObservingSpec):
@@ -51,6 +53,8 @@ class MeshSpec(ObservingSpec):
     path_normalization: PathNormalizationSpec = Field(
         default_factory=PathNormalizationSpec, alias="pathNormalization"
     )
+    retries: RetriesSpec | None = Field(default=None, alias="defaultHttpRetryPolicy")
+    connect_timeout: Milliseconds | None = Field(default=None, alias="connectTimeout")
 
     _left_out: tuple[str, ...] = PrivateAttr(default=())
 
@@ -61,6 +65,10 @@ class MeshSpec(ObservingSpec):
         if isinstance(data, dict):
             made._left_out = tuple(sorted(name for name in data if name in cls.unread))
         return made
+
+    def request_defaults(self) -> MeshDefaults:
+        retries = self.retries.to_retries() if self.retries is not None else None
+        return MeshDefaults(self.path_normalization.to_level(), retries, self.connect_timeout)
 
     @property
     def left_out(self) -> tuple[str, ...]:
@@ -102,8 +110,9 @@ class ConfigMap(Manifest):
     data: MeshData = Field(default_factory=MeshData)
 
     def to_object(self) -> objects.MeshConfig:
-        providers = tuple(provider.to_provider() for provider in self.data.mesh.providers)
-        return objects.MeshConfig(self.meta(), providers, self.data.mesh.observing())
+        mesh = self.data.mesh
+        providers = tuple(provider.to_provider() for provider in mesh.providers)
+        return objects.MeshConfig(self.meta(), providers, mesh.observing(), mesh.request_defaults())
 
     def remarks(self) -> list[tuple[str, str]]:
         mesh = self.data.mesh

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Final
 
+from config.compile.mesh_settings import compile_mesh_settings
 from config.compile.resource import Resource
 from config.compile.telemetry import (
     Providers,
@@ -20,6 +21,7 @@ from config.compile.telemetry import (
     unknown_logs,
 )
 from config.extension_providers import FileAccessLog, SpanCollector
+from config.mesh_defaults import MeshDefaults
 from config.notes import Note, Reason
 from config.objects import Kind, MeshConfig, MeshObject, Ref, Telemetry
 from config.observing import MeshObserving
@@ -75,6 +77,8 @@ def attach_mesh_config(mesh: MeshConfig, registry: Enrolments) -> Observed:
     made = []
     if names and says_something:
         made.append(compile_defaults(observing, registry.root_namespace, names, providers))
+    if names and mesh.defaults != MeshDefaults():
+        made.append(compile_mesh_settings(mesh.defaults, names))
     return Observed(made, notes, frozenset({CLASS_REF}))
 
 

@@ -72,7 +72,9 @@ def test_other_config_maps_are_none_of_our_business() -> None:
         ("defaultProviders: {profiling: [a]}", "no such field"),
         ("defaultConfig: {tracing: {sampling: 101}}", "100.0 or less"),
         ("defaultConfig: {tracing: {zipkin: {address: zipkin}}}", "HOST:PORT"),
-        ("pathNormalization: {normalization: MERGE_SLASHES}", "allowed: DEFAULT, BASE"),
+        ("pathNormalization: {normalization: SOME}", "allowed: DEFAULT, NONE, BASE, MERGE_SLASHES, DECODE"),
+        ("defaultHttpRetryPolicy: {attempts: 1, retryOn: sometimes}", "sometimes"),
+        ("connectTimeout: 10", "10s"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(mesh: str, said: str) -> None:

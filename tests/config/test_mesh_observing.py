@@ -5,9 +5,11 @@ from __future__ import annotations
 import textwrap
 
 import pytest
+from google.protobuf.duration_pb2 import Duration
 
-from config.compile.resource import TELEMETRY
+from config.compile.resource import MESH_SETTINGS, TELEMETRY
 from proto.mycelia import telemetry_pb2 as pb
+from proto.mycelia import waypoint_pb2 as pb2
 from telemetry import access_defaults
 from tests.config.support import waypoint
 from tests.config.test_telemetry import ENVOY, meshed, sent, telemetry
@@ -100,3 +102,40 @@ def test_what_is_not_known_is_reported_and_a_change_is_told() -> None:
     assert len(resources) == 2
     mesh.remove("ConfigMap", "istio-system", "istio")
     assert sent(mesh).keys() == {"istio-system/meshconfig"}
+
+
+def settings(mesh: str) -> pb2.MeshSettings | None:
+    resources = meshed(config(mesh)).registry.resources[MESH_SETTINGS]
+    return pb2.MeshSettings.FromString(resources["mesh"].payload) if resources else None
+
+
+@pytest.mark.parametrize(
+    ("mesh", "expected"),
+    [
+        ("pathNormalization: {normalization: BASE}", None),
+        ("pathNormalization: {}", None),
+        (
+            "pathNormalization: {normalization: MERGE_SLASHES}",
+            pb2.MeshSettings(path_normalization=pb2.MeshSettings.MERGE_SLASHES),
+        ),
+        (
+            "pathNormalization: {normalization: NONE}",
+            pb2.MeshSettings(path_normalization=pb2.MeshSettings.NONE),
+        ),
+        ("connectTimeout: 3s", pb2.MeshSettings(connect_timeout=Duration(seconds=3))),
+        (
+            "defaultHttpRetryPolicy: {attempts: 0}",
+            pb2.MeshSettings(default_retries=pb2.RetryPolicy()),
+        ),
+        (
+            "defaultHttpRetryPolicy: {attempts: 4, retryOn: '5xx,429'}",
+            pb2.MeshSettings(
+                default_retries=pb2.RetryPolicy(
+                    attempts=4, on=["5xx"], statuses=[429], backoff=Duration(nanos=25_000_000)
+                )
+            ),
+        ),
+    ],
+)
+def test_what_holds_for_all_requests(mesh: str, expected: pb2.MeshSettings | None) -> None:
+    assert settings(mesh) == expected

@@ -289,27 +289,29 @@ STANZA = ["connect-failure", "refused-stream", "unavailable", "cancelled", "retr
 @pytest.mark.parametrize(
     ("rule", "timeout", "per_try", "attempts", "is_asked"),
     [
-        ("", 0, 0, 2, False),
-        ("timeouts: {request: 10s}", 10, 0, 2, False),
-        ("timeouts: {request: 0s}", 0, 0, 2, False),
-        ("timeouts: {backendRequest: 2s}", 2, 0, 2, False),
-        ("timeouts: {request: 10s, backendRequest: 2s}", 2, 0, 2, False),
+        ("", 0, 0, None, False),
+        ("timeouts: {request: 10s}", 10, 0, None, False),
+        ("timeouts: {request: 0s}", 0, 0, None, False),
+        ("timeouts: {backendRequest: 2s}", 2, 0, None, False),
+        ("timeouts: {request: 10s, backendRequest: 2s}", 2, 0, None, False),
         ("timeouts: {request: 10s, backendRequest: 2s}, retry: {}", 10, 2, 2, True),
         ("timeouts: {request: 10s, backendRequest: 0s}, retry: {attempts: 3}", 10, 0, 3, True),
         ("retry: {attempts: 0}", 0, 0, 0, False),
     ],
 )
-def test_timeouts_and_attempts(rule: str, timeout: int, per_try: int, attempts: int, is_asked: bool) -> None:
+def test_timeouts_and_attempts(
+    rule: str, timeout: int, per_try: int, attempts: int | None, is_asked: bool
+) -> None:
+    """Attempts None: nothing is said, and the mesh's default holds."""
     made = only(route("r", rule))
     assert (made.timeout.seconds, made.HasField("timeout")) == (timeout, bool(timeout))
     assert made.retries.per_try_timeout.seconds == per_try
-    assert (made.retries.attempts, bool(made.retries.on)) == (attempts, is_asked)
+    assert made.HasField("retries") == (attempts is not None)
+    assert (made.retries.attempts, bool(made.retries.on)) == (attempts or 0, is_asked)
 
 
 def test_a_retry_stanza_means_more_than_the_default() -> None:
-    plain, asked = only(route("r", "")), only(route("r", "retry: {codes: [503, 500], backoff: 100ms}"))
-    assert (list(plain.retries.on), list(plain.retries.statuses)) == ([], [])
-    assert plain.retries.backoff.ToMilliseconds() == 25
+    asked = only(route("r", "retry: {codes: [503, 500], backoff: 100ms}"))
     assert list(asked.retries.on) == STANZA
     assert list(asked.retries.statuses) == [503, 500]
     assert asked.retries.backoff.ToMilliseconds() == 100

@@ -16,6 +16,7 @@ from waypoint.state.authentication import AUTHENTICATION_TYPE
 from waypoint.state.authorization import AUTHORIZATION_TYPE
 from waypoint.state.destinations import DESTINATION_TYPE
 from waypoint.state.filters import FILTER_TYPE
+from waypoint.state.mesh_settings import MESH_SETTINGS_TYPE
 from waypoint.state.place import Place
 from waypoint.state.rate_limits import RATE_LIMIT_TYPE
 from waypoint.state.routes import ROUTES_TYPE
@@ -78,6 +79,7 @@ Resource = (
     | mesh_pb.Service
     | pb.ServiceRoutes
     | pb.Destination
+    | pb.MeshSettings
     | authorization_l7_pb2.AuthorizationPolicy
     | authentication_pb2.RequestAuthentication
     | rate_limit_pb2.RateLimitPolicy
@@ -94,6 +96,8 @@ def put(state: WaypointState, *resources: Resource) -> dict[str, str]:
             case pb.ServiceRoutes():
                 name = f"{each.namespace}/{each.hostname}"
                 refused |= state.apply(ROUTES_TYPE, [(name, each.SerializeToString())], ())
+            case pb.MeshSettings():
+                refused |= state.apply(MESH_SETTINGS_TYPE, [("mesh", each.SerializeToString())], ())
             case pb.Destination():
                 name = f"{each.namespace}/{each.hostname}"
                 refused |= state.apply(DESTINATION_TYPE, [(name, each.SerializeToString())], ())

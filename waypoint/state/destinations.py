@@ -83,6 +83,7 @@ class ConnectionPool:
     requests_per_connection: int = UNLIMITED
     maximum_streams: int = UNLIMITED
     connect_timeout_s: float = 10.0
+    has_connect_timeout: bool = False  # of its own
     tcp_idle_s: float = 3600.0
     http_idle_s: float = 3600.0
     longest_connection_s: float | None = None
@@ -279,6 +280,7 @@ def _pool(message: pb.ConnectionPool) -> ConnectionPool:
         requests_per_connection=message.requests_per_connection or UNLIMITED,
         maximum_streams=message.maximum_streams or UNLIMITED,
         connect_timeout_s=seconds(message.connect_timeout) or 10.0,
+        has_connect_timeout=bool(seconds(message.connect_timeout)),
         tcp_idle_s=seconds(message.tcp_idle) or 3600.0,
         http_idle_s=seconds(message.http_idle) or 3600.0,
         longest_connection_s=seconds(message.longest_connection) or None,

@@ -235,7 +235,7 @@ def http_rule(message: pb.HttpRule) -> HttpRule:
         cors=_cors(message.cors) if message.HasField("cors") else None,
         fault=_fault(message.fault) if message.HasField("fault") else None,
         timeout_s=_positive(seconds(message.timeout)) if message.HasField("timeout") else None,
-        retries=_retries(message.retries) if message.HasField("retries") else None,
+        retries=retry_policy(message.retries) if message.HasField("retries") else None,
         session_persistence=(
             _session(message.session_persistence) if message.HasField("session_persistence") else None
         ),
@@ -390,7 +390,8 @@ def _fault(message: pb.Fault) -> Fault:
     )
 
 
-def _retries(message: pb.RetryPolicy) -> RetryPolicy:
+def retry_policy(message: pb.RetryPolicy) -> RetryPolicy:
+    """Raises `RoutesRejected`."""
     has_per_try = message.HasField("per_try_timeout")
     on = frozenset(name.strip().lower() for name in message.on if name.strip())
     if unknown := on - RETRY_CONDITIONS:

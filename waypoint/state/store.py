@@ -27,6 +27,7 @@ from waypoint.state.destinations import (
 from waypoint.state.errors import RoutesRejected
 from waypoint.state.hosts import Endpoint
 from waypoint.state.members import Wanted, application, endpoint_of, protocol_of
+from waypoint.state.mesh_settings import MESH_SETTINGS_TYPE, MeshSettings, updated
 from waypoint.state.place import Place
 from waypoint.state.policies import PolicyBook
 from waypoint.state.policy_kinds import POLICY_KINDS
@@ -58,6 +59,7 @@ class WaypointState:
         self.mesh = MeshState(on_workload=self._on_workload)
         self.policies = PolicyBook(POLICY_KINDS, f"{place.namespace}/{place.name}")
         self.telemetry = TelemetryBook(place, environment)
+        self.mesh_settings = MeshSettings()
         self.generation = 0
         self.on_gone: Callable[[Endpoint], None] = _nobody_cares
         self._clock = clock
@@ -83,6 +85,9 @@ class WaypointState:
                 rejected = self._take(self._destinations, parse_destination, upserts, removed)
             case _ if type_url == TELEMETRY_TYPE:
                 rejected = self.telemetry.apply(upserts, removed)
+            case _ if type_url == MESH_SETTINGS_TYPE:
+                self.mesh_settings, rejected = updated(self.mesh_settings, upserts, removed)
+                self._changed.update(self._clusters_of)
             case _ if type_url in POLICY_KINDS:
                 rejected = self.policies.apply(type_url, upserts, removed)
             case _:
@@ -163,7 +168,7 @@ class WaypointState:
         cluster.update(
             service,
             () if endpoints is None else endpoints.workloads.values(),
-            policy,
+            self.mesh_settings.completed(policy),
             application(self.protocol(service, key.port), policy),
             self.place,
             now=self._clock(),
@@ -179,7 +184,8 @@ class WaypointState:
             return False
         service = Service(workload.name, workload.namespace, "", ports={key.port: key.port})
         own = replace(workload, addresses=(key.address,), is_healthy=True, capacity=1)
-        cluster.update(service, (own,), DEFAULT_TRAFFIC_POLICY, None, self.place, now=self._clock())
+        policy = self.mesh_settings.completed(DEFAULT_TRAFFIC_POLICY)
+        cluster.update(service, (own,), policy, None, self.place, now=self._clock())
         return True
 
     def _drop(self, cluster: Cluster) -> None:

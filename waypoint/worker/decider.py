@@ -95,6 +95,7 @@ class RoutingDecider:
             found = self._ports[destination] = self._find_port(destination)
             if found is not None:
                 sources = self._check_sources
+                found.default_retries = self.state.mesh_settings.retries
                 found.checks = checks_of(sources, found)
                 streams = [each for source in sources for each in source.stream_checks(found)]
                 found.stream_checks = streams

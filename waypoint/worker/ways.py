@@ -16,7 +16,7 @@ from waypoint.state.flags import NO_BACKEND, Details, Flag, LocalAnswer, invalid
 from waypoint.state.retry import DEFAULT_POLICY
 from waypoint.state.route_table import RouteEntry
 from waypoint.state.routes import PortTable, TcpRule
-from waypoint.state.rules import Backend, Forward, HeaderChanges, HttpRule
+from waypoint.state.rules import Backend, Forward, HeaderChanges, HttpRule, RetryPolicy
 from waypoint.worker.answers import Answer, of_local
 from waypoint.worker.checks import Check, KnowingCheck, StreamCheck
 from waypoint.worker.plan import MAX_REPLAY_BYTES, Declared
@@ -63,9 +63,11 @@ class RuleWays:
         "try_timeout_s",
     )
 
-    def __init__(self, rule: HttpRule, find: FindCluster) -> None:
+    def __init__(
+        self, rule: HttpRule, find: FindCluster, default_retries: RetryPolicy = DEFAULT_POLICY
+    ) -> None:
         self.rule = rule
-        self.retries = rule.retries or DEFAULT_POLICY
+        self.retries = rule.retries or default_retries
         self.try_timeout_s = self.retries.per_try_timeout_s
         self.replay_bytes = MAX_REPLAY_BYTES if self.retries.attempts else 0
         self.response_changes = _present(rule.response_headers)
@@ -101,6 +103,7 @@ class ServedPort:
         "_find",
         "_ways",
         "declared",
+        "default_retries",
         "knowing_check",
         "needs_server_name",
         "port",
@@ -127,6 +130,7 @@ class ServedPort:
         self.knowing_check: KnowingCheck | None = None  # the port's only check
         self.stream_checks: Sequence[StreamCheck] = ()
         self.needs_server_name = any(rule.sni_hosts for rule in table.tcp_rules)
+        self.default_retries = DEFAULT_POLICY  # of rules that say nothing
         self._find = find
         self._ways: dict[int, RuleWays] = {}
 
@@ -144,7 +148,7 @@ class ServedPort:
         """The rule of an entry, prepared at its first use."""
         found = self._ways.get(id(entry.rule))
         if found is None:
-            found = self._ways[id(entry.rule)] = RuleWays(entry.rule, self._find)
+            found = self._ways[id(entry.rule)] = RuleWays(entry.rule, self._find, self.default_retries)
         return found
 
     def tcp_cluster(self, rule: TcpRule, random: float) -> Cluster | None:

@@ -177,8 +177,9 @@ class Worker(DataWorker[WorkerSettings]):
         return self._state.apply(type_url, upserts, removed)
 
     def _applied(self) -> None:
-        """The address book says where this replica stands."""
+        """The address book says where this replica stands, MeshConfig how it reads paths."""
         state, settings = self._state, self._settings
+        self._proxy.normalization = state.mesh_settings.normalization
         own = state.mesh.workload_by_ip(settings.network, settings.address)
         if own is not None:
             state.stand_at(replace(state.place, locality=own.locality))

@@ -157,7 +157,12 @@ class Waypoint(RunningProxy):
         )
 
     def put(self, *resources: Resource) -> dict[str, str]:
-        return self.ask(lambda: put(self.state, *resources))
+        def put_all() -> dict[str, str]:
+            refused = put(self.state, *resources)
+            self.proxy.normalization = self.state.mesh_settings.normalization  # as the worker does
+            return refused
+
+        return self.ask(put_all)
 
     def remove(self, type_url: str, *names: str) -> None:
         self.ask(lambda: self.state.apply(type_url, (), names))
