@@ -22,7 +22,8 @@ from telemetry.logging import get_logger
 QUIET_S: Final = 2.0
 LONGEST_WAIT_S: Final = 60.0  # for quiet, where files change all the time
 RETRY_S: Final = 30.0
-_MAX_SHARE: Final = 20  # looking takes at most one part in so many of the time
+_MAX_SHARE: Final = 20  # looking takes about one part in so many of the time, at most
+_LONGEST_REST_S: Final = 5.0
 
 log = get_logger("config.history")
 
@@ -66,7 +67,7 @@ class Recorder:
                     await trio.sleep(QUIET_S)
             began = trio.current_time()
             is_recorded = await self._record()
-            await trio.sleep((trio.current_time() - began) * _MAX_SHARE)
+            await trio.sleep(min((trio.current_time() - began) * _MAX_SHARE, _LONGEST_REST_S))
             if not is_recorded:
                 seen = 0
                 await trio.sleep(RETRY_S)
