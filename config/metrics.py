@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 
 from config.control_plane import ControlPlane
-from config.registry.object_index import WAYPOINT_SERVICE
+from config.registry.object_views import WAYPOINT_SERVICE
 from telemetry.metrics import Description, Kind, Labels, MetricSet, Number
 
 OBJECTS = Description("mycelia_config_objects", Kind.GAUGE, "Objects in force", ("kind",))

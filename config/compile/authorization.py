@@ -17,7 +17,8 @@ from typing import Final
 
 from config.compile.resource import AUTHORIZATION, Resource, make_resource
 from config.notes import Note, Reason
-from config.objects import AuthorizationPolicy, Condition, Operation, PolicyAction, PolicyRule, Source
+from config.objects import AuthorizationPolicy
+from config.policy_rules import Condition, Operation, PolicyAction, PolicyRule, Source
 from config.settings import MeshSettings
 from proto.istio import authorization_pb2 as pb
 

@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from typing import Final
 
 from config.compile.resource import CONNECTION_LIMITS, Resource, make_resource
-from config.objects import ConnectionLimit, RateLimitPolicy
+from config.objects import RateLimitPolicy
+from config.policy_rules import ConnectionLimit
 from proto.mycelia import connection_limit_pb2 as pb
 
 _Key = pb.ConnectionLimits.Key

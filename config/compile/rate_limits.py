@@ -6,7 +6,8 @@ from typing import Final
 
 from config.compile.messages import duration
 from config.compile.resource import RATE_LIMIT, Resource, make_resource
-from config.objects import Kind, RateLimit, RateLimitPolicy
+from config.objects import Kind, RateLimitPolicy
+from config.policy_rules import RateLimit
 from proto.mycelia import attachment_pb2
 from proto.mycelia import rate_limit_pb2 as pb
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from config.compile.resource import AUTHENTICATION, Resource, make_resource
-from config.objects import JwtRule, RequestAuthentication
+from config.objects import RequestAuthentication
+from config.policy_rules import JwtRule
 from proto.mycelia import attachment_pb2
 from proto.mycelia import authentication_pb2 as pb
 

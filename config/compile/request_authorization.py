@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from config.compile.resource import REQUEST_AUTHORIZATION, Resource, make_resource
-from config.objects import AuthorizationPolicy, Operation, PolicyAction, PolicyRule, Source
+from config.objects import AuthorizationPolicy
+from config.policy_rules import Operation, PolicyAction, PolicyRule, Source
 from proto.mycelia import attachment_pb2
 from proto.mycelia import authorization_l7_pb2 as pb
 

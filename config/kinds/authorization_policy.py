@@ -23,7 +23,7 @@ from config.kinds.schema import (
     refuse,
 )
 from config.kinds.targets import TargetSpec
-from config.objects import Condition, Operation, PolicyAction, PolicyRule, Source
+from config.policy_rules import Condition, Operation, PolicyAction, PolicyRule, Source
 
 MAX_RULES: Final = 512
 MAX_ACCOUNTS: Final = 16

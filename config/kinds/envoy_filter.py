@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Final, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from config import objects
+from config import objects, policy_rules
 from config.kinds.istio_schema import Milliseconds
 from config.kinds.rate_limit_policy import MAX_LIMITS, Number
 from config.kinds.schema import Manifest, Model, NonEmpty, complain, fields, is_dns_label, refuse
@@ -270,8 +270,8 @@ class EnvoyFilter(Manifest):
         )
 
 
-def _limit(found: LocalRateLimit, index: int) -> objects.RateLimit:
+def _limit(found: LocalRateLimit, index: int) -> policy_rules.RateLimit:
     """Evenly what Envoy fills in steps: never more than there."""
     bucket = found.token_bucket
     name = found.stat_prefix if is_dns_label(found.stat_prefix) else f"configPatches[{index}]"
-    return objects.RateLimit(name, bucket.tokens_per_fill, bucket.fill_interval, bucket.max_tokens)
+    return policy_rules.RateLimit(name, bucket.tokens_per_fill, bucket.fill_interval, bucket.max_tokens)

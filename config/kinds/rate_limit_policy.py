@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Final, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from config import objects
+from config import objects, policy_rules
 from config.kinds.istio_schema import Milliseconds
 from config.kinds.schema import Manifest, Model, NonEmpty, Selector, complain, fields, refuse
 from config.kinds.targets import RouteTargetSpec
@@ -58,9 +58,9 @@ class LimitSpec(Strict):
     match: MatchSpec | None = None
     shared: bool = False
 
-    def to_object(self, index: int) -> objects.RateLimit:
+    def to_object(self, index: int) -> policy_rules.RateLimit:
         match = self.match or MatchSpec.model_construct(methods=[], paths=[])
-        return objects.RateLimit(
+        return policy_rules.RateLimit(
             name=self.name or f"limits[{index}]",
             requests=self.requests,
             per_ms=self.per,
@@ -96,8 +96,8 @@ class ConnectionSpec(Strict):
                 complain("burstBytes is less than an eighth of bytesPerSecond: it would not be reached")
         return self
 
-    def to_object(self, index: int) -> objects.ConnectionLimit:
-        return objects.ConnectionLimit(
+    def to_object(self, index: int) -> policy_rules.ConnectionLimit:
+        return policy_rules.ConnectionLimit(
             name=self.name or f"connections[{index}]",
             new_per_second=self.new_per_second or 0,
             burst=self.burst or 0,

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, model_validator
 
-from config import objects
+from config import objects, policy_rules
 from config.kinds.istio_schema import Milliseconds
 from config.kinds.schema import Manifest, Model, NonEmpty, Selector, complain, fields, refuse
 from config.kinds.targets import TargetSpec
@@ -117,8 +117,8 @@ class JwtRuleSpec(Strict):
                 )
         return self
 
-    def to_object(self) -> objects.JwtRule:
-        return objects.JwtRule(
+    def to_object(self) -> policy_rules.JwtRule:
+        return policy_rules.JwtRule(
             issuer=self.issuer,
             audiences=tuple(self.audiences),
             jwks=self.jwks or "",

@@ -33,7 +33,7 @@ from config.objects import (
 from config.registry.attached_policies import Bound, attach_policy
 from config.registry.attachment import attach, candidates_on, ports_of, speaks_of, unresolved
 from config.registry.backend_conditions import of_backend_policy
-from config.registry.object_index import WAYPOINT_SERVICE
+from config.registry.object_views import WAYPOINT_SERVICE
 from config.registry.registry import Registry
 from config.registry.requirement_conditions import requirement_conditions
 from config.registry.route_index import backends_of, parent_key

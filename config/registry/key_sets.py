@@ -9,7 +9,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from config.objects import JwtRule, Ref
+from config.objects import Ref
+from config.policy_rules import JwtRule
 
 DISCOVERY: Final = "issuer:"
 

@@ -7,52 +7,44 @@ objects of a batch can come in any order.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Final, TypeVar
+from typing import Final
 
 from config import keys, objects
 from config.compile.authorization import is_for_node_proxies
 from config.compile.service import service_name, takes_unready
-from config.kinds.gateway import HBONE_PORT, WAYPOINT_CLASS
+from config.kinds.gateway import WAYPOINT_CLASS
 from config.objects import (
     ROUTE_KINDS,
     Kind,
     MeshObject,
-    Meta,
     PeerAuthentication,
     Ref,
     Service,
     ServiceEntry,
-    ServicePort,
-    TrafficScope,
 )
 from config.registry import workload_source
 from config.registry.backend_policies import BackendPolicies
 from config.registry.host_index import is_matched
+from config.registry.indexed_sets import discard, put_or_discard, put_or_discard_value
 from config.registry.limit_index import LimitIndex
+from config.registry.object_views import (
+    WAYPOINT_SERVICE,
+    addresses_of,
+    endpoints_view,
+    label_of,
+    waypoint_service,
+)
 from config.registry.route_index import RouteIndex
 from config.registry.rule_index import RuleIndex
-from config.registry.selectors import EVERYWHERE, LabelIndex, Labels, SelectorIndex
+from config.registry.selectors import EVERYWHERE, Labels, SelectorIndex
+from config.registry.source_book import Place, SourceBook
 from config.registry.virtual_index import VirtualIndex
 from config.registry.waypoint_processes import ALL, WaypointWord, WaypointWords, gateway_of
 from config.registry.waypoints import CLASS_REF, Replicas
 from config.registry.workload_source import WorkloadSource
 from config.settings import MeshSettings
-
-Key = TypeVar("Key", bound=Hashable)
-Value = TypeVar("Value", bound=Hashable)
-Place = tuple[str, str]  # (namespace, name)
-# The service that the registry makes of a waypoint, filed as if a manifest had it.
-WAYPOINT_SERVICE: Final = "WaypointService"
-STATUS_PORT: Final = 15021
-_WAYPOINT_LABELS: Final = (
-    keys.WAYPOINT_REQUIRED,
-    keys.USE_WAYPOINT,
-    keys.USE_WAYPOINT_NAMESPACE,
-    keys.USE_WAYPOINT_CANARY,
-    keys.USE_WAYPOINT_CANARY_NAMESPACE,
-)
 
 
 @dataclass(slots=True)
@@ -88,7 +80,8 @@ class ObjectIndex:
     def __init__(self, settings: MeshSettings) -> None:
         self._settings = settings
         self.objects: dict[Ref, MeshObject] = {}
-        self.sources: dict[str, WorkloadSource] = {}
+        self._book = SourceBook()
+        self.sources = self._book.sources
         self.service_selectors: SelectorIndex[Ref] = SelectorIndex()
         self.policy_selectors: SelectorIndex[Ref] = SelectorIndex()
         self.peer_selectors: SelectorIndex[Ref] = SelectorIndex()
@@ -100,16 +93,9 @@ class ObjectIndex:
         self.virtual = VirtualIndex(settings.cluster_domain)
         self.rules = RuleIndex(settings, self.objects.get)
         self.backend_policies = BackendPolicies(self.objects.get)
-        self._replicas: dict[Place, set[str]] = {}  # waypoint -> its workloads
         self._words = WaypointWords()
         # Address -> Services and ServiceEntries that name it themselves.
         self._services_at: dict[str, set[Ref]] = {}
-        self._labels: LabelIndex[str] = LabelIndex()
-        self._sources_of: dict[Ref, tuple[str, ...]] = {}
-        self._sources_in: dict[str, set[str]] = {}
-        self._sources_on: dict[str, set[str]] = {}
-        self._sources_as: dict[Place, set[str]] = {}  # by (namespace, service account)
-        self._sources_at: dict[Place, set[str]] = {}  # by (namespace, name), Pods and WorkloadEntries
         self._services_in: dict[str, set[Ref]] = {}
         self._slices_of_service: dict[Place, set[Ref]] = {}
         self._slices_of_pod: dict[Place, set[Ref]] = {}
@@ -145,7 +131,7 @@ class ObjectIndex:
         return Replicas(len(sources), sum(self.is_ready(source) for source in sources))
 
     def replica_sources(self, gateway: Ref) -> list[WorkloadSource]:
-        uids = self._replicas.get((gateway.namespace, gateway.name), ())
+        uids = self._book.replicas.get((gateway.namespace, gateway.name), ())
         return [self.sources[uid] for uid in sorted(uids)]
 
     def word_of(self, source: WorkloadSource) -> WaypointWord | None:
@@ -171,7 +157,7 @@ class ObjectIndex:
         return accounts or {said or gateway.name}
 
     def waypoint_nodes(self, namespace: str, name: str) -> set[str]:
-        return {self.sources[uid].node for uid in self._replicas.get((namespace, name), ())}
+        return {self.sources[uid].node for uid in self._book.replicas.get((namespace, name), ())}
 
     def waypoint_hostname(self, gateway: Ref) -> str:
         return f"{gateway.name}.{gateway.namespace}.svc.{self._settings.cluster_domain}"
@@ -182,16 +168,16 @@ class ObjectIndex:
 
     def sources_at(self, namespace: str, name: str) -> list[WorkloadSource]:
         """Pods before WorkloadEntries."""
-        return [self.sources[uid] for uid in sorted(self._sources_at.get((namespace, name), ()))]
+        return [self.sources[uid] for uid in sorted(self._book.by_name.get((namespace, name), ()))]
 
     def sources_as(self, namespace: str, service_account: str) -> Iterator[WorkloadSource]:
-        return (self.sources[uid] for uid in self._sources_as.get((namespace, service_account), ()))
+        return (self.sources[uid] for uid in self._book.by_account.get((namespace, service_account), ()))
 
     def sources_in(self, namespace: str) -> Iterator[WorkloadSource]:
-        return (self.sources[uid] for uid in sorted(self._sources_in.get(namespace, ())))
+        return (self.sources[uid] for uid in sorted(self._book.by_namespace.get(namespace, ())))
 
     def sources_on(self, node: str) -> Iterable[str]:
-        return self._sources_on.get(node, ())
+        return self._book.by_node.get(node, ())
 
     def slices_of_pod(self, place: Place) -> Iterator[objects.EndpointSlice]:
         for ref in sorted(self._slices_of_pod.get(place, ())):
@@ -201,7 +187,7 @@ class ObjectIndex:
 
     def is_any_selected(self, place: str, selector: Labels) -> bool:
         """Whether a selector of a namespace (empty: of all) finds a workload."""
-        return any(True for _ in self._labels.selected(place, selector))
+        return any(True for _ in self._book.labels.selected(place, selector))
 
     def is_named_by(self, slice_: objects.EndpointSlice, source: WorkloadSource) -> bool:
         """Whether the slice means this very Pod, and not a former one of that name."""
@@ -258,22 +244,22 @@ class ObjectIndex:
     def members(self, ref: Ref, service: MeshObject | None) -> set[str]:
         """Uids of all that serves the service, or did with this selector."""
         if isinstance(service, ServiceEntry):
-            inline = self._sources_of.get(ref, ())
-            return {*inline, *self._labels.selected(ref.namespace, service.selector)}
+            inline = self._book.by_owner.get(ref, ())
+            return {*inline, *self._book.labels.selected(ref.namespace, service.selector)}
         if not isinstance(service, Service):
             return set()
-        found = set(self._labels.selected(ref.namespace, service.selector))
+        found = set(self._book.labels.selected(ref.namespace, service.selector))
         for slice_ref in self._slices_of_service.get((ref.namespace, ref.name), ()):
             found |= self._slice_members(slice_ref)
         return found
 
     def _slice_members(self, ref: Ref) -> set[str]:
-        found = set(self._sources_of.get(ref, ()))
+        found = set(self._book.by_owner.get(ref, ()))
         slice_ = self.objects.get(ref)
         if isinstance(slice_, objects.EndpointSlice):
             for endpoint in slice_.endpoints:
                 if endpoint.pod is not None:
-                    found |= self._sources_at.get(endpoint.pod, set())
+                    found |= self._book.by_name.get(endpoint.pod, set())
         return found
 
     # ---- changes ----
@@ -281,7 +267,7 @@ class ObjectIndex:
     def waypoints_said(self, node: str, words: Mapping[Place, WaypointWord], dirt: Dirt) -> None:
         """Takes all that a node says of the waypoints that it runs."""
         changed = self._words.said(node, words)
-        for uid in self._sources_on.get(node, ()):
+        for uid in self._book.by_node.get(node, ()):
             source = self.sources[uid]
             if gateway_of(source) and (ALL in changed or (source.namespace, source.name) in changed):
                 dirt.workloads.add(uid)
@@ -339,7 +325,7 @@ class ObjectIndex:
             case Kind.NAMESPACE.value:
                 self._namespace_changed(ref.name, old, new, dirt)
             case Kind.NODE.value:
-                dirt.workloads |= self._sources_on.get(ref.name, set())
+                dirt.workloads |= self._book.by_node.get(ref.name, set())
             case Kind.POD.value:
                 is_known = isinstance(new, objects.Pod)
                 self._put_sources(
@@ -359,7 +345,7 @@ class ObjectIndex:
                 )
                 self._put_sources(ref, made, dirt)
             case Kind.REGISTRATION_POLICY.value:
-                _put_or_discard(self._registration_policies, ref.namespace, ref, is_there=new is not None)
+                put_or_discard(self._registration_policies, ref.namespace, ref, is_there=new is not None)
             case Kind.MESH_CONFIG.value:
                 dirt.policies.add(ref)
             case _:
@@ -387,9 +373,10 @@ class ObjectIndex:
     ) -> None:
         if old and new and (old.meta.labels, old.meta.annotations) == (new.meta.labels, new.meta.annotations):
             return
-        dirt.workloads |= self._sources_in.get(name, set())
+        dirt.workloads |= self._book.by_namespace.get(name, set())
         dirt.services |= self._services_in.get(name, set())
-        if name == self._settings.root_namespace and _label(old, keys.NETWORK) != _label(new, keys.NETWORK):
+        is_root = name == self._settings.root_namespace
+        if is_root and label_of(old, keys.NETWORK) != label_of(new, keys.NETWORK):
             dirt.workloads.update(self.sources)
             dirt.services.update(*self._services_in.values())
 
@@ -400,20 +387,20 @@ class ObjectIndex:
         dirt.hosts |= hosts
         before = self.members(ref, old)
         for host in self.hosts_of(old):
-            _discard(self.claims, service_name(ref.namespace, host), ref)
-            _discard(self.hosts, host, ref)
-        addresses = {address for each in (old, new) for address in _addresses_of(each)}
-        for address in _addresses_of(old):
-            _discard(self._services_at, address, ref)
+            discard(self.claims, service_name(ref.namespace, host), ref)
+            discard(self.hosts, host, ref)
+        addresses = {address for each in (old, new) for address in addresses_of(each)}
+        for address in addresses_of(old):
+            discard(self._services_at, address, ref)
         self._file(ref, new)
-        for address in _addresses_of(new):
+        for address in addresses_of(new):
             self._services_at.setdefault(address, set()).add(ref)
         for address in addresses if ref.kind == Kind.SERVICE.value else ():
             dirt.services |= self._services_at.get(address, set())
         for host in self.hosts_of(new):
             self.claims.setdefault(service_name(ref.namespace, host), set()).add(ref)
             self.hosts.setdefault(host, set()).add(ref)
-        _put_or_discard(self._services_in, ref.namespace, ref, is_there=new is not None)
+        put_or_discard(self._services_in, ref.namespace, ref, is_there=new is not None)
         self.service_selectors.put(ref, ref.namespace, self._selector_of(new))
         if ref.kind == Kind.SERVICE_ENTRY.value:
             made = (
@@ -427,7 +414,7 @@ class ObjectIndex:
             dirt.services |= {
                 each for each in self.hosts.get(host, ()) if isinstance(self.objects[each], ServiceEntry)
             }
-        if _endpoints_view(old) != _endpoints_view(new):
+        if endpoints_view(old) != endpoints_view(new):
             dirt.workloads |= before | self.members(ref, new)
         self._ownership_changed(owners, dirt)
         self._health_policy_changed(ref, old, new, dirt)
@@ -457,10 +444,10 @@ class ObjectIndex:
     def _replace_slice(self, ref: Ref, old: MeshObject | None, new: MeshObject | None, dirt: Dirt) -> None:
         dirt.workloads |= self._slice_members(ref)
         if isinstance(old, objects.EndpointSlice):
-            _discard(self._slices_of_service, (ref.namespace, old.service), ref)
+            discard(self._slices_of_service, (ref.namespace, old.service), ref)
             for endpoint in old.endpoints:
                 if endpoint.pod is not None:
-                    _discard(self._slices_of_pod, endpoint.pod, ref)
+                    discard(self._slices_of_pod, endpoint.pod, ref)
         self._file(ref, new)
         if isinstance(new, objects.EndpointSlice):
             self._slices_of_service.setdefault((ref.namespace, new.service), set()).add(ref)
@@ -491,7 +478,7 @@ class ObjectIndex:
             return
         place = EVERYWHERE if ref.namespace == self._settings.root_namespace else ref.namespace
         for selector in (before, after):
-            dirt.workloads |= set(self._labels.selected(place, selector))
+            dirt.workloads |= set(self._book.labels.selected(place, selector))
         self.policy_selectors.put(ref, place, after)
 
     def _replace_attached(self, ref: Ref, old: MeshObject | None, new: MeshObject | None, dirt: Dirt) -> None:
@@ -501,7 +488,7 @@ class ObjectIndex:
         self.limits.put(ref, new)
         if ref.kind == Kind.TELEMETRY.value:
             # Which of its namespace's is the oldest may be another one now.
-            _put_or_discard(self._telemetries, ref.namespace, ref, is_there=new is not None)
+            put_or_discard(self._telemetries, ref.namespace, ref, is_there=new is not None)
             dirt.policies |= self._telemetries.get(ref.namespace, set())
 
     def _limited(self, policy: MeshObject | None) -> set[str]:
@@ -513,10 +500,10 @@ class ObjectIndex:
             found = (self.members(each, self.objects.get(each)) for each in self.limits.services(policy))
             return set().union(*found)
         if policy.selector:
-            return set(self._labels.selected(self.limits.place(ref), policy.selector))
+            return set(self._book.labels.selected(self.limits.place(ref), policy.selector))
         if ref.namespace == self._settings.root_namespace:
             return set(self.sources)
-        return set(self._sources_in.get(ref.namespace, set()))
+        return set(self._book.by_namespace.get(ref.namespace, set()))
 
     def _attachment(self, policy: MeshObject | None) -> dict[str, str]:
         """The selector by which workloads list the policy; empty if they do not."""
@@ -529,137 +516,27 @@ class ObjectIndex:
         dirt.policies.add(ref)
         is_root = ref.namespace == self._settings.root_namespace
         self._file(ref, new)
-        _put_or_discard_value(self.peers, ref, is_there=new is not None)
+        put_or_discard_value(self.peers, ref, is_there=new is not None)
         for each in (old, new):
             if isinstance(each, PeerAuthentication) and not each.selector:
-                dirt.workloads |= set(self.sources) if is_root else self._sources_in.get(ref.namespace, set())
+                inside = self._book.by_namespace.get(ref.namespace, set())
+                dirt.workloads |= set(self.sources) if is_root else inside
                 dirt.policies |= {peer for peer in self.peers if is_root or peer.namespace == ref.namespace}
             elif isinstance(each, PeerAuthentication) and not is_root:
-                dirt.workloads |= set(self._labels.selected(ref.namespace, each.selector))
+                dirt.workloads |= set(self._book.labels.selected(ref.namespace, each.selector))
         is_general = isinstance(new, PeerAuthentication) and not new.selector
-        _put_or_discard(self._general_peers, ref.namespace, ref, is_there=is_general)
+        put_or_discard(self._general_peers, ref.namespace, ref, is_there=is_general)
         selects = isinstance(new, PeerAuthentication) and not is_root
         selector = new.selector if isinstance(new, PeerAuthentication) and selects else {}
         self.peer_selectors.put(ref, ref.namespace, selector)
 
     def _put_sources(self, owner: Ref, made: list[WorkloadSource], dirt: Dirt) -> None:
-        uids = tuple(source.uid for source in made)
-        for uid in self._sources_of.pop(owner, ()):
-            if uid not in uids:
-                gone = self.sources.pop(uid)
-                self._withdraw(gone)
-                self._waypoint_changed(gone, dirt)
-                self._labels.remove(uid)
-                dirt.workloads.add(uid)
-        for source in made:
-            known = self.sources.get(source.uid)
-            if known == source:
-                continue
-            if known is not None:
-                self._withdraw(known)
-                self._waypoint_changed(known, dirt)
-            self.sources[source.uid] = source
-            self._publish(source)
-            self._waypoint_changed(source, dirt)
+        for source in self._book.put(owner, made):
             dirt.workloads.add(source.uid)
-        if uids:
-            self._sources_of[owner] = uids
+            self._waypoint_changed(source, dirt)
 
     def _waypoint_changed(self, source: WorkloadSource, dirt: Dirt) -> None:
         ref = gateway_of(source)
         if ref is not None:
             dirt.gateways.add(ref)
             dirt.services.add(Ref(WAYPOINT_SERVICE, ref.namespace, ref.name))
-
-    def _publish(self, source: WorkloadSource) -> None:
-        uid = source.uid
-        ref = gateway_of(source)
-        if ref is not None:
-            self._replicas.setdefault((ref.namespace, ref.name), set()).add(uid)
-        self._labels.put(uid, source.namespace, source.labels)
-        self._sources_in.setdefault(source.namespace, set()).add(uid)
-        self._sources_as.setdefault((source.namespace, source.service_account), set()).add(uid)
-        if source.node:
-            self._sources_on.setdefault(source.node, set()).add(uid)
-        if source.joins_by_labels:
-            self._sources_at.setdefault((source.namespace, source.name), set()).add(uid)
-
-    def _withdraw(self, source: WorkloadSource) -> None:
-        uid = source.uid
-        ref = gateway_of(source)
-        if ref is not None:
-            _discard(self._replicas, (ref.namespace, ref.name), uid)
-        _discard(self._sources_in, source.namespace, uid)
-        _discard(self._sources_as, (source.namespace, source.service_account), uid)
-        _discard(self._sources_on, source.node, uid)
-        _discard(self._sources_at, (source.namespace, source.name), uid)
-
-
-def waypoint_service(gateway: MeshObject | None) -> Service | None:
-    """What a controller makes of a waypoint whose status names no address (config-api 5.2)."""
-    if not isinstance(gateway, objects.Gateway) or gateway.class_name != WAYPOINT_CLASS:
-        return None
-    if gateway.hostname or gateway.addresses:
-        return None
-    ref = gateway.meta.ref
-    label = {keys.GATEWAY_NAME: ref.name}
-    return Service(
-        Meta(Ref(WAYPOINT_SERVICE, ref.namespace, ref.name), labels=label, created=gateway.meta.created),
-        ports=(
-            ServicePort(STATUS_PORT, "status-port", STATUS_PORT),
-            ServicePort(HBONE_PORT, "mesh", HBONE_PORT, "tcp"),
-        ),
-        selector=label,
-        traffic_scope=TrafficScope.SAME_ZONE,
-    )
-
-
-def _endpoints_view(service: MeshObject | None) -> object:
-    """The part of a service that its endpoints' resources repeat."""
-    match service:
-        case Service(is_external_name=is_external, ports=ports, selector=selector, meta=meta):
-            return is_external, ports, selector, _waypoint_view(meta)
-        case ServiceEntry(hosts=hosts, resolution=resolution, ports=ports, selector=selector, meta=meta):
-            return hosts, resolution, ports, selector, _waypoint_view(meta)
-        case _:
-            return None
-
-
-def _waypoint_view(meta: Meta) -> object:
-    """What decides by whom a service's endpoints may be reached where a waypoint is required."""
-    labels = tuple(meta.labels.get(key) for key in _WAYPOINT_LABELS)
-    return labels, meta.annotations.get(keys.USE_WAYPOINT_CANARY_WEIGHT)
-
-
-def _addresses_of(service: MeshObject | None) -> tuple[str, ...]:
-    match service:
-        case Service(is_external_name=False, addresses=addresses) | ServiceEntry(addresses=addresses):
-            return addresses
-        case _:
-            return ()
-
-
-def _label(namespace: MeshObject | None, key: str) -> str:
-    return namespace.meta.labels.get(key, "") if namespace is not None else ""
-
-
-def _discard(index: dict[Key, set[Value]], key: Key, value: Value) -> None:
-    held = index.get(key)
-    if held is not None:
-        held.discard(value)
-        if not held:
-            del index[key]
-
-
-def _put_or_discard(index: dict[Key, set[Value]], key: Key, value: Value, *, is_there: bool) -> None:
-    if is_there:
-        index.setdefault(key, set()).add(value)
-    else:
-        _discard(index, key, value)
-
-
-def _put_or_discard_value(held: set[Value], value: Value, *, is_there: bool) -> None:
-    if is_there:
-        held.add(value)
-    else:
-        held.discard(value)

@@ -11,13 +11,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from config import keys
-from config.compile.attached import AttachedPolicy, attached_notes, compile_attached
-from config.compile.authorization import compile_policy, policy_key
+from config.compile.authorization import policy_key
 from config.compile.connection_limits import compile_connection_limits
 from config.compile.peer_authentication import (
-    Levels,
     policy_keys,
-    port_policy,
     static_strict,
 )
 from config.compile.resource import (
@@ -37,30 +34,23 @@ from config.kinds.core import is_true
 from config.notes import Note, Reason
 from config.objects import (
     AuthorizationPolicy,
-    JwtRule,
     Kind,
-    MeshConfig,
     MeshObject,
-    PeerAuthentication,
-    PolicyAction,
-    RateLimitPolicy,
     Ref,
-    RequestAuthentication,
     Resolution,
     Service,
     ServiceEntry,
-    Telemetry,
 )
-from config.registry.attached_policies import Attachments, attach_policy
 from config.registry.attachment import attach, candidates_on, ports_of, resolver
-from config.registry.key_sets import KeySet, KeySets
-from config.registry.object_index import WAYPOINT_SERVICE, Dirt, ObjectIndex, Place
+from config.registry.key_sets import KeySet
+from config.registry.object_index import Dirt, ObjectIndex
+from config.registry.object_views import WAYPOINT_SERVICE
 from config.registry.places import Places
-from config.registry.providers import Providers
+from config.registry.policy_compiler import PolicyCompiler
 from config.registry.requirement import Reached, Serving, asks, asks_whole, requirement
 from config.registry.shared_policies import SharedPolicies
+from config.registry.source_book import Place
 from config.registry.target_ports import PortPairs, entry_ports, service_ports, slice_ports
-from config.registry.telemetry import attach_mesh_config, attach_telemetry
 from config.registry.treatment import DestinationOf, Treatment
 from config.registry.virtual_addresses import VirtualAddresses
 from config.registry.virtual_attachment import ServiceHost, TargetResolver
@@ -68,7 +58,6 @@ from config.registry.waypoint_processes import WaypointWord, gateway_of
 from config.registry.waypoints import FOR_SERVICES, FOR_WORKLOADS, Enrolling, Enrolment, find_waypoint
 from config.registry.workload_source import Joining, WorkloadSource
 from config.settings import MeshSettings
-from proto.mycelia.authorization_l7_pb2 import ExternalAuthorizer
 
 _ResourceKey = tuple[TypeUrl, str]
 
@@ -110,9 +99,9 @@ class Registry:
         self._looked: dict[_Unit, tuple[Ref, ...]] = {}
         self._aliases: dict[str, set[str]] = {}
         self._required = SharedPolicies()
-        self._attachments = Attachments()
-        self.key_sets = KeySets()
-        self.providers = Providers(self.index, settings.root_namespace)
+        self._policies = PolicyCompiler(self, settings)
+        self.key_sets = self._policies.key_sets
+        self.providers = self._policies.providers
         self.places = Places(self.index, settings)
         self.treatment = Treatment(self.index, self.places)
 
@@ -223,8 +212,8 @@ class Registry:
         touched: _Touched = {}
         changed = {*dirt.objects, *dirt.services, *dirt.gateways}
         asking = self.providers.looking_for(dirt.hosts)
-        for policy in sorted(dirt.policies | self._attachments.dependent(changed) | set(asking)):
-            self._settle(policy, self._policy(policy), touched)
+        for policy in sorted(dirt.policies | self._policies.attachments.dependent(changed) | set(asking)):
+            self._settle(policy, self._policies.compile(policy), touched)
         if dirt.is_static_strict:
             made = [static_strict(self._settings)] if self.index.peers else []
             self._settle("static strict", (made, ()), touched)
@@ -306,94 +295,6 @@ class Registry:
         for alias in new.aliases if new is not None else ():
             assert new is not None
             self._aliases.setdefault(alias, set()).add(new.name)
-
-    # -- policies --
-
-    def _policy(self, ref: Ref) -> tuple[list[Resource], tuple[Note, ...]]:
-        policy = self.index.objects.get(ref)
-        if isinstance(policy, AttachedPolicy) and policy.targets:
-            return self._attached(policy)
-        if isinstance(policy, Telemetry):
-            observed = attach_telemetry(policy, self)
-            self._attachments.put(ref, observed.depends_on)
-            return observed.resources, observed.notes
-        if isinstance(policy, MeshConfig):
-            observed = attach_mesh_config(policy, self)
-            self._attachments.put(ref, observed.depends_on)
-            return observed.resources, observed.notes
-        self._attachments.put(ref, frozenset())
-        self.key_sets.want(ref, ())
-        self.providers.forget(ref)
-        if isinstance(policy, RequestAuthentication):
-            text = "tokens are judged by waypoints, and only targetRefs lead to one; not enforced"
-            return [], (Note(ref, Reason.NO_EFFECT, text),)
-        if isinstance(policy, AuthorizationPolicy):
-            compiled = compile_policy(policy, self._settings)
-            return [compiled.resource] if compiled.resource is not None else [], compiled.notes
-        if not isinstance(policy, PeerAuthentication):
-            return [], ()  # of workloads, and counted there: RateLimitPolicy by selector or namespace
-        if not policy.selector:
-            return [], self._shadowed_peer(policy)
-        if ref.namespace == self._settings.root_namespace:
-            text = "a selector has no effect in the root namespace; the object applies to nothing"
-            return [], (Note(ref, Reason.NO_EFFECT, text),)
-        made = port_policy(self._levels(ref.namespace, policy))
-        return [made] if made is not None else [], ()
-
-    def _attached(self, policy: AttachedPolicy) -> tuple[list[Resource], tuple[Note, ...]]:
-        ref, attaching = policy.meta.ref, attach_policy(policy, self)
-        is_custom = isinstance(policy, AuthorizationPolicy) and policy.action is PolicyAction.CUSTOM
-        asked = {self.providers.mesh_ref} if is_custom else set()
-        self._attachments.put(ref, attaching.depends_on | asked)
-        if isinstance(policy, RateLimitPolicy) and not policy.limits:
-            # Waypoints have nothing to do with it: only what is not there at all is worth a word.
-            missing = (each for each in attaching.bound if each.reason is Reason.TARGET_NOT_FOUND)
-            return [], tuple(Note(ref, each.reason, f"{each.target}: {each.text}") for each in missing)
-        rules = policy.rules if isinstance(policy, RequestAuthentication) else ()
-        self.key_sets.want(ref, rules if attaching.waypoints else ())
-        made = []
-        notes = [*attaching.notes(ref), *attached_notes(policy)]
-        found = self._authorizer(policy, notes)
-        if attaching.waypoints:
-
-            def key_set(rule: JwtRule) -> str:
-                found = self.key_sets.of(rule)
-                if found.problem:
-                    what = "the last good keys are used" if found.text else "tokens of this issuer get 401"
-                    text = f"issuer {rule.issuer}: {found.problem}; {what}"
-                    notes.append(Note(ref, Reason.KEYS_NOT_FETCHED, text))
-                return found.text
-
-            message, waypoints = attaching.message(), attaching.waypoints
-            made.append(compile_attached(policy, message, waypoints, key_set, found))
-        return made, tuple(notes)
-
-    def _authorizer(self, policy: AttachedPolicy, notes: list[Note]) -> ExternalAuthorizer | None:
-        """Whom action CUSTOM asks."""
-        ref = policy.meta.ref
-        if not isinstance(policy, AuthorizationPolicy) or policy.action is not PolicyAction.CUSTOM:
-            self.providers.forget(ref)
-            return None
-        found = self.providers.find(ref, policy.provider)
-        if found.problem:
-            text = f"provider {policy.provider} {found.problem}; whatever a rule holds for is denied"
-            notes.append(Note(ref, Reason.PROVIDER_NOT_FOUND, text))
-        return found.message
-
-    def _shadowed_peer(self, peer: PeerAuthentication) -> tuple[Note, ...]:
-        oldest = self.index.general_peer(peer.meta.namespace)
-        if oldest is None or oldest is peer:
-            return ()
-        text = f"{oldest.meta.ref} is older and counts for the namespace; this one has no effect"
-        return (Note(peer.meta.ref, Reason.SHADOWED, text),)
-
-    def _levels(self, namespace: str, own: PeerAuthentication | None) -> Levels:
-        root = self._settings.root_namespace
-        return Levels(
-            mesh=self.index.general_peer(root),
-            namespace=self.index.general_peer(namespace) if namespace != root else None,
-            workload=own,
-        )
 
     # -- services --
 
@@ -517,7 +418,7 @@ class Registry:
             locality=self.places.locality(source),
             services={name: each.ports for name, each in sorted(_by_name(joined), key=lambda pair: pair[0])},
             policies=(
-                *(self._policies(source) if source.has_policies else ()),
+                *(self._policies_of(source) if source.has_policies else ()),
                 *((required.name,) if required is not None else ()),
             ),
             waypoint=enrolment.address,
@@ -554,13 +455,13 @@ class Registry:
         looked = [gateway for each in serving for gateway in each.enrolment.looked]
         return made, tuple(looked)
 
-    def _policies(self, source: WorkloadSource) -> tuple[str, ...]:
+    def _policies_of(self, source: WorkloadSource) -> tuple[str, ...]:
         own = sorted(
             policy_key(policy)
             for ref in self.index.policy_selectors.matching(source.namespace, source.labels)
             if isinstance(policy := self.index.objects[ref], AuthorizationPolicy)
         )
-        levels = self._levels(source.namespace, self.index.own_peer(source))
+        levels = self._policies.levels(source.namespace, self.index.own_peer(source))
         return (*own, *policy_keys(levels, self._settings))
 
     def _joined(self, source: WorkloadSource, notes: list[Note]) -> Iterator[_Joined]:

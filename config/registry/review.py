@@ -18,7 +18,7 @@ from config.objects import (
     WorkloadEntry,
 )
 from config.registry.conditions import complaints
-from config.registry.object_index import WAYPOINT_SERVICE
+from config.registry.object_views import WAYPOINT_SERVICE
 from config.registry.registry import Registry
 from config.registry.waypoints import FOR_SERVICES, FOR_WORKLOADS, Enrolling, find_waypoint
 

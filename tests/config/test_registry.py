@@ -22,7 +22,6 @@ from config.objects import (
     BackendTarget,
     BackendTlsPolicy,
     BackendTrafficPolicy,
-    ConnectionLimit,
     DestinationRule,
     Endpoint,
     EndpointSlice,
@@ -42,8 +41,6 @@ from config.objects import (
     Node,
     PeerAuthentication,
     Pod,
-    PolicyAction,
-    PolicyRule,
     RateLimitPolicy,
     Ref,
     Resolution,
@@ -58,6 +55,7 @@ from config.objects import (
     VirtualService,
     WorkloadEntry,
 )
+from config.policy_rules import ConnectionLimit, PolicyAction, PolicyRule
 from config.registry.conditions import conditions
 from config.registry.registry import Registry
 from config.registry.review import review
