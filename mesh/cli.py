@@ -359,7 +359,7 @@ class _AddAddress(argparse.Action):
 def _add_why(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     why = commands.add_parser(
         "why",
-        help="what the mesh would do with a connection, and which rule decides",
+        help="what the mesh would do with a connection or a request, and which rule decides",
         description="Asks the decisions themselves, on a folder of manifests; nothing is sent.",
     )
     why.set_defaults(work=_why)
@@ -369,6 +369,13 @@ def _add_why(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     )
     why.add_argument("--manifests", type=Path, required=True)
     why.add_argument("--network", default="")
+    why.add_argument("--path", help="of a request, with its query: what the waypoint does with it")
+    why.add_argument("--method", default="", help="GET, if it is left out")
+    why.add_argument("--host", default="", help="the service's, if it is left out")
+    why.add_argument("--header", action="append", default=[], metavar="NAME:VALUE")
+    why.add_argument(
+        "--claim", action="append", default=[], metavar="NAME=VALUE", help="of a token that is valid"
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""`mycelia why SRC DST:PORT`: what the mesh would do with a connection, and which rule decides.
+"""`mycelia why SRC DST:PORT`: what the mesh would do with a connection or a request, and which rule decides.
 
 Nothing is sent: manifests are compiled as the control plane does it, and the decisions of the two node
 proxies (the route at the client, the verdict at the server) are asked with their traces: the same functions
@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import ipaddress
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from rich.console import Console
@@ -25,7 +25,9 @@ from dataplane.state.model import Workload
 from dataplane.state.policy import Connection
 from dataplane.state.store import MeshState
 from mesh.errors import BadArgumentError, UnknownWorkloadError
+from mesh.why_request import Asked, Resources, Sent, judge, waypoint_of
 from transport.spiffe import SpiffeId
+from waypoint.state.place import Place
 from ztunnel.state.inbound import Refusal, resolve_inbound
 from ztunnel.state.rbac import authorize
 from ztunnel.state.routing import NoRoute, Protocol, Route, RoutingContext, route
@@ -42,8 +44,8 @@ class Answer:
 
 def run(options: argparse.Namespace) -> int:
     """0: the connection is carried; 1: it is refused. Raises MeshError for arguments that name nothing."""
-    state = load(options.manifests, options.network)
-    answer = explain(state, options.source, options.destination, options.network)
+    compiled = load(options.manifests, options.network)
+    answer = explain(compiled, options.source, options.destination, options.network, asked_of(options))
     console = Console(soft_wrap=True, highlight=False)
     for line in answer.lines:
         console.print(f"  {escape(line)}")
@@ -52,8 +54,39 @@ def run(options: argparse.Namespace) -> int:
     return 1 if answer.is_allowed is False else 0
 
 
-def load(manifests: Path, network: str) -> MeshState:
-    """The state that a node proxy would hold."""
+@dataclass(frozen=True, slots=True)
+class Compiled:
+    """What proxies would hold: `mesh` is a node proxy's state, `gateways` are namespaces and names."""
+
+    mesh: MeshState
+    resources: Resources
+    gateways: tuple[tuple[str, str], ...]
+
+
+def asked_of(options: argparse.Namespace) -> Asked | None:
+    """The request that the options describe, if they do. Raises BadArgumentError."""
+    if options.path is None:
+        if options.method or options.host or options.header or options.claim:
+            raise BadArgumentError("a request needs a path", next_step="add --path /")
+        return None
+    if options.path[:1] != "/":
+        raise BadArgumentError(f"{options.path!r} is no path", next_step="it begins with a slash")
+    headers = tuple(_pair(each, ":", "--header NAME:VALUE") for each in options.header)
+    claims: dict[str, object] = {}
+    for name, value in (_pair(each, "=", "--claim NAME=VALUE") for each in options.claim):
+        claims[name] = value.split(",") if "," in value else value
+    return Asked(options.path, options.method or "GET", options.host or "", headers, claims or None)
+
+
+def _pair(text: str, mark: str, form: str) -> tuple[str, str]:
+    name, found, value = text.partition(mark)
+    if not found or not name.strip():
+        raise BadArgumentError(f"{text!r} cannot be understood", next_step=f"write {form}")
+    return name.strip(), value.strip()
+
+
+def load(manifests: Path, network: str) -> Compiled:
+    """Compile a folder of manifests as the control plane does."""
     source = DirectorySource(manifests)
     changes = source.load_blocking()
     registry = Registry(MeshSettings(network=network))
@@ -65,13 +98,21 @@ def load(manifests: Path, network: str) -> MeshState:
             by_node.setdefault(each.node, set()).add((each.namespace, each.name))
     for node, places in by_node.items():
         registry.set_captured(node, places)
+    resources = [
+        (type_url, [(name, resource.payload) for name, resource in held.items()])
+        for type_url, held in registry.resources.items()
+    ]
     state = MeshState()
-    for type_url, held in registry.resources.items():
-        state.apply(type_url, [(name, resource.payload) for name, resource in held.items()], ())
-    return state
+    for type_url, held in resources:
+        state.apply(type_url, held, ())
+    gateways = (ref for ref in source.manifests.in_force if ref.kind == "Gateway")
+    return Compiled(state, resources, tuple((ref.namespace, ref.name) for ref in gateways))
 
 
-def explain(state: MeshState, source: str, destination: str, network: str) -> Answer:
+def explain(
+    compiled: Compiled, source: str, destination: str, network: str, asked: Asked | None = None
+) -> Answer:
+    state = compiled.mesh
     client = find_workload(state, source, network)
     target = find_address(state, destination, client.namespace)
     lines = [f"{client.namespace}/{client.name} ({client.identity}) connects to {target[0]}:{target[1]}"]
@@ -83,9 +124,36 @@ def explain(state: MeshState, source: str, destination: str, network: str) -> An
     if isinstance(decided, NoRoute):
         return Answer(False, f"refused by the client's proxy: {decided.text}", lines)
     lines.append(f"client's proxy: {_route_text(decided)}")
+    place = None if decided.service is None else waypoint_of(decided.service, compiled.gateways, state)
+    if place is not None and decided.workload is not None:
+        if asked is not None:
+            request = Sent(asked, (client.addresses[0], client.identity), target)
+            return _at_waypoint(compiled, place, decided.workload, request, lines)
+        lines.append("the waypoint looks at each request: add --path to ask about one")
+    elif asked is not None:
+        lines.append("there is no waypoint on the way: nobody looks at requests")
     if decided.protocol is Protocol.TCP:
         return _at_server(state, Connection(client.addresses[0], None, *decided.address), network, lines)
     return _through_tunnel(state, client, decided, network, lines)
+
+
+def _at_waypoint(
+    compiled: Compiled, place: Place, waypoint: Workload, sent: Sent, lines: list[str]
+) -> Answer:
+    place = replace(place, network=waypoint.network, cluster_id=waypoint.cluster_id)
+    judged = judge(compiled.resources, place, sent)
+    lines += judged.lines
+    if judged.is_allowed is False or judged.host is None:
+        return Answer(judged.is_allowed, judged.verdict, lines)
+    server = compiled.mesh.workload_by_ip(waypoint.network, judged.host[0])
+    if server is None or not server.is_hbone:
+        return Answer(judged.is_allowed, f"{judged.verdict}, to {judged.host[0]}:{judged.host[1]}", lines)
+    same_family = [ip for ip in waypoint.addresses if (":" in ip) is (":" in judged.host[0])]
+    address = (same_family or [*waypoint.addresses])[0]
+    last = _verdict(compiled.mesh, Connection(address, waypoint.identity, *judged.host), server, lines)
+    if last.is_allowed is False:
+        return last
+    return Answer(judged.is_allowed, f"{judged.verdict}; {last.verdict}", lines)
 
 
 def _through_tunnel(
