@@ -8,24 +8,28 @@ limit's account, a filter's code) is named, not guessed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from dataplane.state.model import GatewayRef, Service
 from dataplane.state.store import MeshState
+from transport.errors import MeshError
 from transport.http_path import Refusal
 from transport.reactor import Reactor
 from transport.spiffe import SpiffeId
 from waypoint.state.authentication import AUTHENTICATION_TYPE, RequestAuthentication
 from waypoint.state.authorization import AUTHORIZATION_TYPE, Action, Authorizer, Policy, custom_table
 from waypoint.state.filters import FILTER_TYPE
+from waypoint.state.hosts import Application, Endpoint
 from waypoint.state.place import Place
 from waypoint.state.policies import Unreadable
 from waypoint.state.policy_facts import PolicyFacts
 from waypoint.state.rate_limits import RATE_LIMIT_TYPE
 from waypoint.state.store import WaypointState
 from waypoint.worker.answers import Answer
+from waypoint.worker.byte_stream import ByteStream
 from waypoint.worker.decider import RoutingDecider
+from waypoint.worker.dial import Dial
 from waypoint.worker.headers import Request, read_request
 from waypoint.worker.plan import Source
 from waypoint.worker.upstreams import Upstreams
@@ -73,7 +77,7 @@ class Judgement:
 
 
 def waypoint_of(service: Service, gateways: Iterable[tuple[str, str]], mesh: MeshState) -> Place | None:
-    """The one of `gateways` (namespace, name) that a service's requests go through: by weight the likeliest."""
+    """Which of `gateways` (namespace, name) a service's requests go through: by weight the likeliest."""
     weighted = sorted(service.weighted_waypoints, key=lambda each: -each.weight)
     reference: GatewayRef | None = weighted[0].gateway if weighted else service.waypoint
     if reference is None:
@@ -91,9 +95,8 @@ def judge(resources: Resources, place: Place, sent: Sent) -> Judgement:
     upstreams = Upstreams(reactor, _NoDialler())
     decider = RoutingDecider(state, reactor, upstreams, random=lambda: 0.0, wall_clock=lambda: 0.0)
     try:
-        return _Judge(state, decider, Source((sent.client[0], 0), sent.target, sent.client[1])).judge(
-            sent.asked
-        )
+        source = Source((sent.client[0], 0), sent.target, sent.client[1])
+        return _Judge(state, decider, source).judge(sent.asked)
     finally:
         decider.close()
         reactor.close()
@@ -102,7 +105,12 @@ def judge(resources: Resources, place: Place, sent: Sent) -> Judgement:
 class _NoDialler:
     """Nothing is sent."""
 
-    def dial(self, *_: object) -> object:
+    def dial(
+        self,
+        endpoint: Endpoint,  # noqa: ARG002 - the seam's
+        done: Callable[[ByteStream | MeshError], None],  # noqa: ARG002
+        application: Application | None = None,  # noqa: ARG002
+    ) -> Dial:
         raise AssertionError("no request is sent")
 
 

@@ -67,10 +67,8 @@ def test_a_denial_names_policy_rule_and_clause(manifests: Path) -> None:
     assert ask(manifests).is_allowed
     answer = ask(manifests, method="DELETE")
     assert answer.is_allowed is False
-    assert (
-        answer.verdict
-        == "denied by the waypoint with 403: AuthorizationPolicy/shop/nobody-deletes rules[0] to[0]"
-    )
+    denied = "denied by the waypoint with 403: AuthorizationPolicy/shop/nobody-deletes rules[0] to[0]"
+    assert answer.verdict == denied
 
 
 def test_what_allows_is_named_and_what_does_not(manifests: Path) -> None:
