@@ -302,6 +302,9 @@ class RegistrationPolicy:
     accounts: tuple[str, ...]
     networks: tuple[str, ...]
     labels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    network_names: tuple[
+        str, ...
+    ] = ()  # that may be named, beside the one that the workload would have anyway
 
 
 @dataclass(frozen=True, slots=True)

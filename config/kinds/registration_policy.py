@@ -54,6 +54,9 @@ class RegistrationSpec(Model):
     nodes: Annotated[list[Pattern], Field(min_length=1, max_length=MAX_ENTRIES)]
     accounts: Annotated[list[Pattern], Field(min_length=1, max_length=MAX_ENTRIES, alias="serviceAccounts")]
     networks: Annotated[list[Block], Field(min_length=1, max_length=MAX_ENTRIES)]
+    network_names: Annotated[list[Pattern], Field(max_length=MAX_ENTRIES, alias="networkNames")] = Field(
+        default_factory=list
+    )
     labels: Annotated[
         dict[str, Annotated[list[Value], Field(min_length=1, max_length=MAX_ENTRIES)]],
         Field(max_length=MAX_ENTRIES),
@@ -79,5 +82,6 @@ class RegistrationPolicy(Manifest):
             nodes=tuple(self.spec.nodes),
             accounts=tuple(self.spec.accounts),
             networks=tuple(self.spec.networks),
+            network_names=tuple(self.spec.network_names),
             labels={key: tuple(values) for key, values in self.spec.labels.items()},
         )

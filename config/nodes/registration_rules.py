@@ -55,6 +55,8 @@ def _refusal(
     for address in addresses:
         if not _is_within(address, policy.networks):
             return f"{name} lists no network with address {address}"
+    if registration.network and not _matches(registration.network, policy.network_names):
+        return f"{name} does not list the network name {registration.network}"
     for key, value in sorted(registration.labels.items()):
         if not _matches(value, policy.labels.get(key, ())):
             return f"{name} does not allow label {key}={value}"

@@ -151,6 +151,17 @@ def test_labels_that_decide_about_others_are_never_taken_from_a_node(key: str) -
     assert "never taken from a node" in stage.verdict()[1]
 
 
+def test_a_network_is_named_only_where_a_policy_lists_it() -> None:
+    said = Registration({}, (), "elsewhere")
+    elsewhere = Attached("shop/web", "shop", "web", "web", ("10.0.0.1",), registration=said)
+    stage = Stage.of(policy())
+    stage.say("n1", elsewhere)
+    assert "does not list the network name elsewhere" in stage.verdict()[1]
+    stage.apply(policy(networkNames='["else*"]'))
+    assert stage.verdict() == (State.REGISTERED, "")
+    assert stage.mesh.workload("shop/web").network == "elsewhere"
+
+
 def test_a_policy_that_is_taken_away_takes_its_registrations_along() -> None:
     stage = Stage.of(policy())
     stage.say("n1", workload())
