@@ -13,7 +13,7 @@ from loadtests import topology
 from loadtests.certificates import Credentials, Leaf
 from loadtests.contestants import ContestantError
 from loadtests.mycelia import NODE, Link, credential_of, running_worker
-from loadtests.waypoint.protection import GUARDED, TOKENS, Issuer
+from loadtests.waypoint.protection import FILTERED, GUARDED, TOKENS, Issuer
 from loadtests.waypoint.protection import resources as protection_resources
 from loadtests.waypoint.routes import GRPC_PORT, ROUTE_COUNTS, other_prefix
 from loadtests.waypoint.site import GRPC_BACKEND, HTTP_BACKEND, SERVICES, Site
@@ -103,7 +103,8 @@ async def _set_up_waypoint(
         ],
     )
     await link.send(pb.ToWorker(resources=routes))
-    for protection in protection_resources(key_of(GUARDED), key_of(TOKENS), issuer):
+    keys = (key_of(GUARDED), key_of(TOKENS), key_of(FILTERED))
+    for protection in protection_resources(*keys, issuer):
         await link.send(pb.ToWorker(resources=protection))
     await link.send(pb.ToWorker(synced=pb.Synced()))
     await link.send(pb.ToWorker(listen=pb.Listen()))

@@ -1,4 +1,4 @@
-"""What guards the services of the loads about protection: a hundred policies, or a token in each request."""
+"""What guards the services of the loads about protection: a hundred policies, tokens, a filter."""
 
 from __future__ import annotations
 
@@ -10,14 +10,16 @@ from typing import Final
 from joserfc import jwt
 from joserfc.jwk import KeySet, RSAKey
 
-from proto.mycelia import attachment_pb2, authentication_pb2, authorization_l7_pb2
+from proto.mycelia import attachment_pb2, authentication_pb2, authorization_l7_pb2, filter_pb2
 from proto.mycelia.worker_pb2 import Resources
 from waypoint.state.authentication import AUTHENTICATION_TYPE
 from waypoint.state.authorization import AUTHORIZATION_TYPE
+from waypoint.state.filters import FILTER_TYPE
 
 POLICIES: Final = 100
 GUARDED: Final = "guarded"
 TOKENS: Final = "tokens"
+FILTERED: Final = "filtered"
 ISSUER: Final = "https://issuer.bench"
 _ALLOW, _DENY = authorization_l7_pb2.AuthorizationPolicy.ALLOW, authorization_l7_pb2.AuthorizationPolicy.DENY
 
@@ -85,8 +87,23 @@ class Issuer:
         )
 
 
-def resources(guarded: str, tokens: str, issuer: Issuer) -> Iterator[Resources]:
+def noop_filter(service: str) -> filter_pb2.FilterPolicy:
+    """A filter that looks at each request and leaves it as it is, in its process."""
+    policy = filter_pb2.FilterPolicy(
+        namespace="default",
+        name="noop",
+        source="def on_request(request): pass",
+        memory_bytes=512 << 20,
+        attachment=attachment_pb2.Attachment(services=[service]),
+    )
+    policy.deadline.FromSeconds(5)
+    return policy
+
+
+def resources(guarded: str, tokens: str, filtered: str, issuer: Issuer) -> Iterator[Resources]:
     """For the waypoint's worker."""
+    policy = noop_filter(filtered).SerializeToString()
+    yield Resources(type_url=FILTER_TYPE, upserts=[Resources.Resource(name="default/noop", value=policy)])
     yield Resources(
         type_url=AUTHORIZATION_TYPE,
         upserts=[

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from loadtests import topology
 from loadtests.redirect import redirect_in
 from loadtests.topology import SETTINGS, inside, run
-from loadtests.waypoint.protection import GUARDED, TOKENS
+from loadtests.waypoint.protection import FILTERED, GUARDED, TOKENS
 
 HTTP_BACKEND = 8080
 GRPC_BACKEND = 8081
 HTTP2_BACKEND = 8082  # of the direct way only: behind waypoints HTTP goes on as HTTP/1.1
-SERVICES = ("shop", GUARDED, TOKENS)
+SERVICES = ("shop", GUARDED, TOKENS, FILTERED)
 
 
 @dataclass(frozen=True, slots=True)
