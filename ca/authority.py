@@ -21,8 +21,6 @@ from typing import Self
 
 import structlog
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.hashes import SHA256
 
 from ca import private_files
 from ca.certificate import (
@@ -39,6 +37,7 @@ from ca.certificate import (
     uri_names,
     write_signer,
 )
+from ca.chain import fingerprint, is_issued_by
 from ca.csr import check_csr
 from ca.errors import (
     AuthorityExpired,
@@ -169,7 +168,7 @@ def _publish_root(directory: Path, root: Signer) -> None:
     """Writes our root to the bundle unless it is there."""
     folder = directory / "roots"
     private_files.make_folder(folder)
-    path = folder / f"{root.certificate.fingerprint(SHA256()).hex()[:16]}.pem"
+    path = folder / f"{fingerprint(root.certificate)}.pem"
     if not path.exists():
         private_files.write(path, to_pem(root.certificate).encode(), mode=private_files.PUBLIC_MODE)
 
@@ -233,18 +232,10 @@ def _check_anchored(issuing: Signer, roots_pem: str, directory: Path) -> None:
     roots = [x509.load_pem_x509_certificate(block.encode()) for block in parse_roots(roots_pem).blocks]
     chain = issuing.chain
     for child, parent in itertools.pairwise(chain):
-        if not _is_issued_by(child, parent):
+        if not is_issued_by(child, parent):
             raise KeyMismatch(f"the chain in {directory / 'issuing.pem'} is out of order or broken")
-    if not any(chain[-1] == root or _is_issued_by(chain[-1], root) for root in roots):
+    if not any(chain[-1] == root or is_issued_by(chain[-1], root) for root in roots):
         raise KeyMismatch(
             f"the issuing CA in {directory} is signed by no root in {directory / 'roots'}",
             next_step="put the root's certificate there as a .pem file",
         )
-
-
-def _is_issued_by(child: x509.Certificate, parent: x509.Certificate) -> bool:
-    try:
-        child.verify_directly_issued_by(parent)
-    except (*PARSE_ERRORS, InvalidSignature):
-        return False
-    return True

@@ -30,6 +30,7 @@ from typing import TypeAlias
 import structlog
 import trio
 
+from ca.certificate_life import CertificateLife, Dates, skew_of
 from ca.errors import CaError, CredentialForgotten, CredentialUnavailable, TooManyIdentities
 from transport.errors import MeshError
 from transport.spiffe import SpiffeId
@@ -101,6 +102,10 @@ class _Entry:
     is_in_flight: bool = False
     is_announced: bool = False  # the last update said that there is a certificate
     is_forgotten: bool = False
+    began: dt.datetime | None = None  # where the certificate's life is counted from
+    problem: str = ""  # of the last attempt that failed, also after a later success
+    problem_at: dt.datetime | None = None
+    skew: str = ""
     decided: trio.Event = field(default_factory=trio.Event)
 
 
@@ -136,6 +141,7 @@ class CredentialManager:
         self._sequence = itertools.count()
         self._in_flight = 0
         self._wake = trio.Event()
+        self._is_clock_changed = False
 
     # --- asked by others; all but `get` are synchronous ---
 
@@ -203,6 +209,37 @@ class CredentialManager:
             if self._has_valid(entry) and entry.credential
         ]
 
+    def lives(self) -> list[CertificateLife]:
+        """Each wanted identity as of now, with or without a certificate."""
+        return [self._life(entry) for entry in self._entries.values()]
+
+    def clock_changed(self) -> None:
+        """The wall clock was stepped: plans that come from dates are made again at once."""
+        now = self._now()
+        for entry in self._entries.values():
+            if entry.began is not None and entry.credential is not None:
+                entry.began = max(entry.credential.not_before, min(entry.began, now))
+        self._is_clock_changed = True
+        self._wake.set()
+
+    def _life(self, entry: _Entry) -> CertificateLife:
+        credential, dates = entry.credential, None
+        if credential is not None:
+            begin = entry.began or credential.not_before
+            dates = Dates(begin, credential.not_before, credential.not_after)
+        return CertificateLife(
+            identity=entry.identity,
+            dates=dates,
+            renew_at=None if credential is None else self._now() + self._until(entry),
+            failures=entry.failures,
+            problem=entry.problem,
+            problem_at=entry.problem_at,
+            skew=entry.skew,
+        )
+
+    def _until(self, entry: _Entry) -> dt.timedelta:
+        return dt.timedelta(seconds=max(entry.due - self._mono(), 0.0))
+
     def _describe(self, entry: _Entry) -> str:
         match self._outcome(entry):
             case CredentialReady():
@@ -233,7 +270,8 @@ class CredentialManager:
             evaluated_at = self._mono()
             while True:
                 self._wake = trio.Event()
-                if self._mono() - evaluated_at >= REEVALUATE_S:
+                if self._is_clock_changed or self._mono() - evaluated_at >= REEVALUATE_S:
+                    self._is_clock_changed = False
                     evaluated_at = self._mono()
                     self._reevaluate()
                 self._promote()
@@ -272,6 +310,8 @@ class CredentialManager:
         now, mono = self._now(), self._mono()
         entry.credential, entry.error = credential, None
         entry.priority = Priority.BACKGROUND
+        entry.began = max(credential.not_before, min(now, credential.not_after))
+        self._note_skew(entry, skew_of(credential.not_before, credential.not_after, now))
         if credential.not_before <= now < credential.refresh_at:
             entry.failures = 0
             self._plan(entry, mono + (credential.refresh_at - now).total_seconds())
@@ -282,11 +322,17 @@ class CredentialManager:
         entry.decided.set()
         self._announce(entry)
 
+    def _note_skew(self, entry: _Entry, skew: str) -> None:
+        if skew and not entry.skew:
+            log.warning("clock_skew", identity=str(entry.identity), reason=skew)
+        entry.skew = skew
+
     def _note_failure(self, entry: _Entry, error: CaError) -> None:
         mono = self._mono()
         had_valid = self._has_valid(entry)
         wait_s = self._wait_s(entry)
         entry.error = error
+        entry.problem, entry.problem_at = error.text, self._now()
         self._plan(entry, mono + wait_s)
         log.warning(
             "credential_fetch_failed",

@@ -72,6 +72,12 @@ def _validate(options: argparse.Namespace) -> int:
     return validate.run(options.directory)
 
 
+def _certs(options: argparse.Namespace) -> int:
+    from mesh import certs_command  # noqa: PLC0415
+
+    return certs_command.run(options)
+
+
 def _node(options: argparse.Namespace) -> int:
     from mesh import node_command  # noqa: PLC0415
 
@@ -131,6 +137,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_demo(commands)
     _add_status(commands)
+    _add_certs(commands)
     _add_config(commands)
     _add_node(commands)
     _add_workload(commands)
@@ -166,6 +173,20 @@ def _add_status(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     status.add_argument("--agent", metavar="SOCKET", type=Path, help=f"node agent ({DEFAULT_AGENT_SOCKET})")
     status.add_argument("--ztunnel", metavar="HOST:PORT", help="admin port (127.0.0.1:15000)")
     status.add_argument("--readiness", metavar="HOST:PORT", help="the ztunnel's (127.0.0.1:15021)")
+
+
+def _add_certs(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    certs = commands.add_parser("certs", help="certificates of the proxies of this host")
+    inner = certs.add_subparsers(metavar="COMMAND", required=True)
+    listing = inner.add_parser("list", help="identities, lives, renewals, roots (exit code 1: an alarm)")
+    listing.set_defaults(work=_certs)
+    listing.add_argument(
+        "--admin",
+        action="append",
+        metavar="HOST:PORT",
+        help="of a ztunnel or waypoint; repeatable (127.0.0.1:15000)",
+    )
+    listing.add_argument("--json", action="store_true", help="the answers as they are, by address")
 
 
 def _add_config(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

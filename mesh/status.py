@@ -107,6 +107,7 @@ def ztunnel_lines(admin: str, readiness: str) -> list[Line]:
     try:
         status, text = get(readiness, "/healthz/ready")
         dump = json.loads(get(admin, "/config_dump")[1])
+        lives = json.loads(get(admin, "/certificates")[1])
     except (OSError, http.client.HTTPException) as error:
         return [Line("ztunnel", f"does not answer at {admin} and {readiness}: {error}", is_well=False)]
     except ValueError:
@@ -120,6 +121,21 @@ def ztunnel_lines(admin: str, readiness: str) -> list[Line]:
         until = chain[0].get("expirationTime", "")
         fact = f"{certificate.get('identity')}: {state}" + (f" until {until}" if until else "")
         lines.append(Line("ztunnel", fact, is_well=state in ("Available", "Initializing")))
+    return lines + certificate_lines(lives)
+
+
+def certificate_lines(page: dict[str, Any]) -> list[Line]:
+    """Certificates that still work but were not renewed in time, and what is odd about the clock."""
+    lines = []
+    for entry in page.get("certificates", ()):
+        if entry.get("stage") in ("late", "critical"):
+            used = round(100 * entry["usedFraction"])
+            fact = f"{entry['identity']}: {used} % of its life used without renewal: {entry['lastProblem']}"
+            lines.append(Line("certificates", fact, is_well=False))
+        if skew := entry.get("clockSkew"):
+            lines.append(Line("certificates", skew, is_well=False))
+    if steps := page.get("clock", {}).get("steps"):
+        lines.append(Line("certificates", f"the wall clock was stepped {steps} times since the start"))
     return lines
 
 

@@ -17,6 +17,7 @@ from telemetry.metrics import negotiate
 
 _PAGES = (
     ("/config_dump", "what this proxy knows: workloads, services, policies, certificates, connections"),
+    ("/certificates", "certificates: identity, life, renewal, last problem, root; clock"),
     ("/logging", "POST: log level; ?level=debug, ?level=scope=debug,other=warn, ?reset"),
     ("/quitquitquit", "POST: drain and end"),
     ("/debug/pprof/profile", "sampled stacks of the control process; ?seconds=10&amp;frequency=100"),
@@ -36,18 +37,21 @@ class AdminPages:
         levels: LogLevels,
         on_level: Callable[[str], None],
         dump: Callable[[], Awaitable[str]],
+        certificates: Callable[[], Awaitable[str]],
         quit_now: Callable[[], None],
     ) -> None:
         self._title = title
         self._levels = levels
         self._on_level = on_level
         self._dump = dump
+        self._certificates = certificates
         self._quit_now = quit_now
 
     def routes(self) -> dict[tuple[str, str], Handler]:
         return {
             (ANY_METHOD, "/"): self._index,
             (ANY_METHOD, "/config_dump"): self._config_dump,
+            (ANY_METHOD, "/certificates"): self._certificate_list,
             ("POST", "/logging"): self._logging,
             ("POST", "/quitquitquit"): self._quit,
             (ANY_METHOD, "/debug/pprof/profile"): debug.profile,
@@ -64,6 +68,9 @@ class AdminPages:
 
     async def _config_dump(self, _: Request) -> Response:
         return Response.json(await self._dump())
+
+    async def _certificate_list(self, _: Request) -> Response:
+        return Response.json(await self._certificates())
 
     async def _logging(self, request: Request) -> Response:
         await trio.lowlevel.checkpoint()

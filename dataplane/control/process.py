@@ -21,9 +21,11 @@ from typing import ClassVar, NoReturn, Protocol
 
 import trio
 
-from ca.credentials import CredentialManager
+from ca.credentials import CredentialManager, wall_clock
 from dataplane.control import metrics as names
+from dataplane.control.certificate_watch import CertificateWatch
 from dataplane.control.certificates import Certificates
+from dataplane.control.certificates_page import CertificatesInput, certificates_page
 from dataplane.control.control_plane import ControlPlane, make_ca_client, make_xds_client, token_from
 from dataplane.control.hub import Hub, Places
 from dataplane.control.metrics import MetricsPage, WorkerTotals, single
@@ -119,6 +121,7 @@ class ControlProcess(ABC):
         )
         self.manager = CredentialManager(client.fetch, on_update=self.certificates.on_update)
         self.certificates.attach(self.manager)
+        self.watch = CertificateWatch(self.manager, readiness)
 
     def _wire(
         self,
@@ -192,7 +195,7 @@ class ControlProcess(ABC):
             async with trio.open_nursery() as nursery:
                 for server, listeners in servers:
                     await nursery.start(server.serve, listeners)
-                for part in (self.pool.run, self.saved.run, self._run_xds, *self._parts()):
+                for part in (self.pool.run, self.saved.run, self.watch.run, self._run_xds, *self._parts()):
                     nursery.start_soon(part)
                 await nursery.start(self.manager.run)
                 nursery.start_soon(self._watch_signals)
@@ -218,6 +221,7 @@ class ControlProcess(ABC):
             levels=self._output.levels,
             on_level=lambda level: self._broadcast(pb.ToWorker(set_log_level=pb.SetLogLevel(level=level))),
             dump=self._dump,
+            certificates=self._list_certificates,
             quit_now=self.stop,
         )
         ready = readiness_routes(self.readiness)
@@ -237,6 +241,16 @@ class ControlProcess(ABC):
                     listener.socket.close()
             raise
         return opened
+
+    async def _list_certificates(self) -> str:
+        found = CertificatesInput(
+            lives=self.manager.lives(),
+            credentials=self.manager.credentials(),
+            now=wall_clock(),
+            clock_steps=self.watch.clock.steps,
+            last_step_s=self.watch.clock.last_step_s,
+        )
+        return await trio.to_thread.run_sync(certificates_page, found)
 
     def _restore(self) -> None:
         count = self.resources.restore(self.saved.load())
@@ -320,6 +334,7 @@ class ControlProcess(ABC):
 
     def _all_families(self) -> Iterable[FamilySamples]:
         yield from self.control_plane.families()
+        yield from self.watch.families()
         yield from self._families()
         yield single(names.WORKERS, len(self.pool.live))
         yield single(names.WORKER_LOSSES, self.hub.losses)

@@ -52,7 +52,11 @@ def test_control_plane_pages_become_lines() -> None:
 
 def test_certificates_that_are_not_available_are_not_well(monkeypatch: pytest.MonkeyPatch) -> None:
     dump = '{"workloads": {}, "certificates": [{"identity": "spiffe://a", "state": "Unavailable: no CA"}]}'
-    answers = {"/healthz/ready": (500, "not ready, pending: proxy"), "/config_dump": (200, dump)}
+    answers = {
+        "/healthz/ready": (500, "not ready, pending: proxy"),
+        "/config_dump": (200, dump),
+        "/certificates": (200, "{}"),
+    }
     monkeypatch.setattr(status, "get", lambda _address, path: answers[path])
     lines = status.ztunnel_lines("127.0.0.1:15000", "127.0.0.1:15021")
     assert [line.is_well for line in lines] == [False, True, False]

@@ -34,6 +34,8 @@ _scratch = _ffi.new("char **")
 _WANT_READ: Final[int] = _lib.SSL_ERROR_WANT_READ
 _ZERO_RETURN: Final[int] = _lib.SSL_ERROR_ZERO_RETURN
 _RECORD_BYTES = 16384
+_DATE_VERDICTS = frozenset({9, 10})  # X509_V_ERR_CERT_NOT_YET_VALID, X509_V_ERR_CERT_HAS_EXPIRED
+CLOCK_HINT = " (by this host's clock: compare it with the peer's and the CA's)"
 _PIECE_BYTES = 32 * 1024  # of ciphertext into OpenSSL at a time
 
 
@@ -185,7 +187,8 @@ class TlsEngine:
         verdict: int = _lib.SSL_get_verify_result(self._ssl)
         if verdict:
             reason = _ffi.string(_lib.X509_verify_cert_error_string(verdict)).decode()
-            return f"the peer's certificate is not accepted: {reason}"
+            hint = CLOCK_HINT if verdict in _DATE_VERDICTS else ""
+            return f"the peer's certificate is not accepted: {reason}{hint}"
         return _text(error)
 
 

@@ -90,6 +90,17 @@ async def test_from_start_to_drain(bench: Bench) -> None:
         assert "PRIVATE KEY" not in text
         assert "secret-token" not in text
 
+        # Its life, and to which root it leads.
+        text = (await proxy.get(15000, "/certificates"))[1]
+        (life,) = json.loads(text)["certificates"]
+        assert (life["identity"], life["stage"], life["roots"]) == (APP, "good", 1)
+        assert life["rootFingerprint"]
+        assert "PRIVATE KEY" not in text
+        assert (
+            f'mycelia_certificate_remaining_seconds{{identity="{APP}"}}'
+            in (await proxy.get(15020, "/metrics"))[1]
+        )
+
         # Metrics, in both places.
         for path in ("/metrics", "/stats/prometheus"):
             status, metrics = await proxy.get(15020, path)
