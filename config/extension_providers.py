@@ -73,6 +73,16 @@ class FileAccessLog:
     labels: tuple[tuple[str, str], ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class OtlpAccessLog:
+    """envoyOtelAls: OTLP over gRPC; `text` is a record's body, labels are its attributes."""
+
+    service: ProviderService
+    log_name: str
+    text: str
+    labels: tuple[tuple[str, str], ...] = ()
+
+
 class SpanWire(enum.Enum):
     OTLP_GRPC = "OTLP/gRPC"
     OTLP_HTTP = "OTLP/HTTP"
@@ -97,7 +107,8 @@ class ForeignProvider:
     kind: str
 
 
-ProviderConfig = HttpAuthorizer | GrpcAuthorizer | SpanCollector | FileAccessLog | ForeignProvider
+AccessLog = FileAccessLog | OtlpAccessLog
+ProviderConfig = HttpAuthorizer | GrpcAuthorizer | SpanCollector | AccessLog | ForeignProvider
 
 
 @dataclass(frozen=True, slots=True)

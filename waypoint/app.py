@@ -18,10 +18,12 @@ from dataplane.state.model import ADDRESS_TYPE
 from proto.mycelia import worker_pb2 as pb
 from telemetry.access_defaults import LABELS, TEXT
 from telemetry.access_format import Format, LabelFormat, parse_format, parse_labels
+from telemetry.otlp_logs import RecordFormat, Resource
 from transport.sockets import open_listener
 from waypoint.control.config_dump import DumpInput, config_dump
 from waypoint.control.listeners import LISTENING, Listeners
 from waypoint.control.metrics import EXCHANGES_DROPPED, HttpTotals
+from waypoint.control.otlp_logs import LOGS_DROPPED, LOGS_SENT, LogSink
 from waypoint.control.spans import SPANS_DROPPED, SPANS_SENT, SpanSink, Teller
 from waypoint.limits import RedisEndpoint
 from waypoint.settings import Settings
@@ -72,7 +74,10 @@ class Waypoint(ControlProcess):
         self.http_totals = HttpTotals()
         self.exchanges_dropped = 0
         self._format = _default_format(settings)
-        self.spans = SpanSink(self.state.telemetry, self.state.mesh, Teller.of(settings, self._version))
+        teller = Teller.of(settings, self._version)
+        self.spans = SpanSink(self.state.telemetry, self.state.mesh, teller)
+        resource = Resource(teller.service, teller.node, teller.version)
+        self.logs = LogSink(self.state.telemetry, self.state.mesh, resource)
         self._wire(resources, self.listeners, command, {"exchanges": self._take_exchanges})
 
     def _check(self) -> None:
@@ -81,7 +86,8 @@ class Waypoint(ControlProcess):
         open_listener(settings.bind_address or "::", settings.hbone_port, reuse_port=False).sock.close()
 
     def _parts(self) -> Iterable[Part]:
-        return (self.spans.run, self.listeners.run, self._follow_certificate, self._open_when_possible)
+        own = (self._follow_certificate, self._open_when_possible)
+        return (self.spans.run, self.logs.run, self.listeners.run, *own)
 
     async def _follow_certificate(self) -> None:
         """Ready only with a valid certificate of its own, which is fetched at once and kept fresh."""
@@ -108,13 +114,17 @@ class Waypoint(ControlProcess):
         self.listeners.close()
         await super()._drain()
         await self.spans.drain()
+        await self.logs.drain()
 
     def _take_exchanges(self, index: int, message: pb.ToControl) -> None:  # noqa: ARG002 - the seam's
         self.exchanges_dropped += message.exchanges.dropped
         for exchange in message.exchanges.exchanges:
             for name in exchange.logs:
                 format_ = self.state.telemetry.formats.get(name, self._format)
-                self._output.access.put(format_.line(exchange))
+                if isinstance(format_, RecordFormat):
+                    self.logs.take(name, exchange, format_)
+                else:
+                    self._output.access.put(format_.line(exchange))
             if exchange.HasField("span"):
                 self.spans.take(exchange)
 
@@ -129,6 +139,8 @@ class Waypoint(ControlProcess):
         yield single(EXCHANGES_DROPPED, self.exchanges_dropped)
         yield single(SPANS_SENT, self.spans.sent)
         yield single(SPANS_DROPPED, self.spans.dropped)
+        yield single(LOGS_SENT, self.logs.sent)
+        yield single(LOGS_DROPPED, self.logs.dropped)
 
     def _worker_settings(self) -> str:
         settings = self._settings

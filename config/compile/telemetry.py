@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from config.compile.resource import TELEMETRY, Resource, make_resource
-from config.extension_providers import FileAccessLog, SpanCollector, SpanWire
+from config.extension_providers import AccessLog, OtlpAccessLog, SpanCollector, SpanWire
 from config.objects import Telemetry
 from config.observing import MeshObserving, MetricOverride, SpanTag, TracingStep
 from proto.mycelia import attachment_pb2
@@ -19,7 +19,7 @@ BUILT_IN_LOGS: Final = frozenset({DEFAULT_LOG})
 DEFAULT_COLLECTOR: Final = "defaultConfig.tracing"
 DEFAULTS_NAME: Final = "MeshConfig"
 Collectors = Mapping[str, SpanCollector]
-Logs = Mapping[str, FileAccessLog]
+Logs = Mapping[str, AccessLog]
 _METRICS: Final = {
     "ALL_METRICS": 1023,
     "REQUEST_COUNT": 1,
@@ -133,9 +133,13 @@ def _override(override: MetricOverride) -> pb.Telemetry.Override:
     )
 
 
-def _log(name: str, log: FileAccessLog) -> pb.Telemetry.LogProvider:
+def _log(name: str, log: AccessLog) -> pb.Telemetry.LogProvider:
     labels = [pb.Telemetry.Header(name=key, value=value) for key, value in log.labels]
-    return pb.Telemetry.LogProvider(name=name, text=log.text, labels=labels)
+    made = pb.Telemetry.LogProvider(name=name, text=log.text, labels=labels)
+    if isinstance(log, OtlpAccessLog):
+        made.host, made.port = log.service.host, log.service.port
+        made.namespace, made.log_name = log.service.namespace, log.log_name
+    return made
 
 
 def _tracing(step: TracingStep, collectors: Collectors) -> pb.Telemetry.Tracing:

@@ -11,7 +11,9 @@ from config import extension_providers as inner
 from config.kinds.istio_schema import Milliseconds
 from config.kinds.route_schema import is_edited_name, is_field_name, is_field_value
 from config.kinds.schema import Model, NonEmpty, PortNumber, complain, is_dns_label, is_dns_name, refuse
+from telemetry import access_defaults
 from telemetry.access_format import FormatRejected, parse_format, parse_labels
+from telemetry.otlp_logs import DEFAULT_LOG_NAME
 
 MAX_PROVIDERS: Final = 64
 MAX_HEADERS: Final = 64
@@ -228,6 +230,19 @@ class FileAccessLogSpec(Model):
         return inner.FileAccessLog(self.log_format.text, tuple(self.log_format.labels.items()))
 
 
+class OtlpAccessLogSpec(ServiceSpec):
+    """OTLP over gRPC; in plaintext."""
+
+    log_name: NonEmpty = Field(default=DEFAULT_LOG_NAME, alias="logName")
+    log_format: LogFormatSpec = Field(default_factory=LogFormatSpec, alias="logFormat")
+
+    def to_config(self) -> inner.OtlpAccessLog:
+        format_ = self.log_format
+        return inner.OtlpAccessLog(
+            self.place(), self.log_name, format_.text or access_defaults.TEXT, tuple(format_.labels.items())
+        )
+
+
 class ForeignSpec(Model):
     """Whatever stands in it: nobody reads it."""
 
@@ -248,7 +263,7 @@ class ProviderSpec(Strict):
     file_access_log: FileAccessLogSpec | None = Field(default=None, alias="envoyFileAccessLog")
     http_access_log: ForeignSpec | None = Field(default=None, alias="envoyHttpAls")
     tcp_access_log: ForeignSpec | None = Field(default=None, alias="envoyTcpAls")
-    otel_access_log: ForeignSpec | None = Field(default=None, alias="envoyOtelAls")
+    otel_access_log: OtlpAccessLogSpec | None = Field(default=None, alias="envoyOtelAls")
     zipkin: ZipkinSpec | None = None
     opentelemetry: OpenTelemetrySpec | None = None
     lightstep: ForeignSpec | None = None
@@ -285,4 +300,5 @@ _KINDS: Final[Mapping[type[Model], Callable[[Any], inner.ProviderConfig]]] = {
     OpenTelemetrySpec: OpenTelemetrySpec.to_config,
     ZipkinSpec: ZipkinSpec.to_config,
     FileAccessLogSpec: FileAccessLogSpec.to_config,
+    OtlpAccessLogSpec: OtlpAccessLogSpec.to_config,
 }

@@ -20,7 +20,7 @@ from config.compile.telemetry import (
     unknown_collectors,
     unknown_logs,
 )
-from config.extension_providers import FileAccessLog, SpanCollector
+from config.extension_providers import FileAccessLog, OtlpAccessLog, SpanCollector
 from config.mesh_defaults import MeshDefaults
 from config.notes import Note, Reason
 from config.objects import Kind, MeshConfig, MeshObject, Ref, Telemetry
@@ -99,7 +99,7 @@ def _providers(mesh_config: MeshObject | None) -> Providers:
     found = mesh_config.providers if isinstance(mesh_config, MeshConfig) else ()
     return Providers(
         {each.name: each.config for each in found if isinstance(each.config, SpanCollector)},
-        {each.name: each.config for each in found if isinstance(each.config, FileAccessLog)},
+        {each.name: each.config for each in found if isinstance(each.config, FileAccessLog | OtlpAccessLog)},
     )
 
 

@@ -6,6 +6,7 @@ import pytest
 
 from config.compile.resource import TELEMETRY
 from proto.mycelia import telemetry_pb2 as pb
+from telemetry import access_defaults
 from tests.config.support import Mesh, errors_of, istio, replica, service, waypoint
 
 ENVOY = "accessLogging: [{providers: [{name: envoy}]}]"
@@ -265,3 +266,17 @@ def test_overrides_of_metrics_are_told_to_waypoints() -> None:
     mesh.apply(telemetry(f"metrics: [{{providers: [{{name: cloud}}], overrides: [{overrides}]}}]"))
     assert not sent(mesh)["shop/logs"].overrides
     assert any("cloud" in note for note in mesh.notes())
+
+
+def test_a_collector_of_logs_is_told_with_its_place_and_format() -> None:
+    log = "{service: obs/otel.example, port: 4317, logFormat: {labels: {code: '%RESPONSE_CODE%'}}}"
+    providers = f"extensionProviders: [{{name: otel, envoyOtelAls: {log}}}]"
+    config = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: istio, namespace: istio-system}\ndata:\n"
+    mesh = meshed(
+        config + f'  mesh: "{providers}"\n', telemetry("accessLogging: [{providers: [{name: otel}]}]")
+    )
+    (provider,) = sent(mesh)["shop/logs"].log_providers
+    assert (provider.host, provider.port, provider.namespace) == ("otel.example", 4317, "obs")
+    assert (provider.log_name, provider.text) == ("otel_envoy_accesslog", access_defaults.TEXT)
+    assert [(label.name, label.value) for label in provider.labels] == [("code", "%RESPONSE_CODE%")]
+    assert mesh.notes() == []

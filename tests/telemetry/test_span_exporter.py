@@ -9,7 +9,7 @@ import threading
 from collections.abc import AsyncIterator, Iterator
 from concurrent import futures
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 import pytest
@@ -17,13 +17,15 @@ import trio
 import trio.testing
 
 from proto.opentelemetry import trace_pb2 as pb
+from telemetry.batch_exporter import BATCH, MAX_QUEUED, TRIES, BatchExporter
 from telemetry.http_post import Target
-from telemetry.span_exporter import BATCH, MAX_QUEUED, TRIES, Destination, SpanExporter, Wire
+from telemetry.span_exporter import Destination, SpanExporter, Wire
 from telemetry.spans import Span
 
 TRACE, SPAN, PARENT = bytes(range(16)), bytes(range(8)), b"\x09" * 8
 METHOD = "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
 PATIENCE_S = 15.0
+Exporter = TypeVar("Exporter", bound=BatchExporter[Any])
 
 
 def span(name: str = "web:80/*", **fields: Any) -> Span:
@@ -127,7 +129,7 @@ def exporter(wire: Wire, port: int, path: str = "/", **headers: str) -> SpanExpo
 
 
 @contextlib.asynccontextmanager
-async def running(made: SpanExporter) -> AsyncIterator[SpanExporter]:
+async def running(made: Exporter) -> AsyncIterator[Exporter]:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(made.run)
         with trio.fail_after(PATIENCE_S):
@@ -135,8 +137,8 @@ async def running(made: SpanExporter) -> AsyncIterator[SpanExporter]:
         nursery.cancel_scope.cancel()
 
 
-async def settled(made: SpanExporter, count: int) -> None:
-    """Until so many spans are sent or lost."""
+async def settled(made: BatchExporter[Any], count: int) -> None:
+    """Until so many items are sent or lost."""
     while made.sent + made.dropped < count:
         await trio.lowlevel.checkpoint()
 
@@ -268,4 +270,4 @@ async def test_what_is_left_at_the_end_is_tried_once_more_or_counted() -> None:
 @pytest.fixture
 def autojump_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
     """The pause between tries is a setting that no test waits for."""
-    monkeypatch.setattr("telemetry.span_exporter._BACKOFF_S", 0.0)
+    monkeypatch.setattr("telemetry.batch_exporter._BACKOFF_S", 0.0)

@@ -1,17 +1,10 @@
-"""Spans of requests on their way to collectors, as the Telemetry kind chose them.
-
-An exporter for each provider that a span named; it lives as long as the process, and starts anew where the
-provider has changed. A provider that is gone loses its spans, which are counted. Where a provider's host is a
-service of the mesh, one of its endpoints is called directly, in plaintext; else the name is resolved.
-"""
+"""Spans of requests on their way to collectors, as the Telemetry kind chose them (exporters.py)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
-
-import trio
 
 from dataplane.state.store import MeshState
 from proto.mycelia import telemetry_pb2 as pb
@@ -21,12 +14,12 @@ from telemetry.logging import get_logger
 from telemetry.metrics import Description, Kind
 from telemetry.span_exporter import Destination, SpanExporter, Wire
 from telemetry.spans import Span
+from waypoint.control.exporters import Exporters, Locate
 from waypoint.settings import Settings
 from waypoint.state.telemetry import TelemetryBook
 
 SPANS_SENT: Final = Description("mycelia_spans_exported", Kind.COUNTER, "Spans that a collector took")
 SPANS_DROPPED: Final = Description("mycelia_spans_dropped", Kind.COUNTER, "Spans that no collector took")
-_DRAIN_S: Final = 1.0
 _MAX_TAG_CHARACTERS: Final = 256  # Envoy's
 _WIRES: Final = {
     pb.Telemetry.SpanProvider.OTLP_GRPC: Wire.OTLP_GRPC,
@@ -62,97 +55,24 @@ class Teller:
         )
 
 
-class SpanSink:
-    """`run` owns the exporters' tasks."""
+class SpanSink(Exporters[pb.Telemetry.SpanProvider, Span]):
+    """An exporter for each provider that a span named."""
 
     def __init__(self, book: TelemetryBook, mesh: MeshState, teller: Teller) -> None:
-        self._book = book
-        self._mesh = mesh
+        super().__init__(mesh, lambda: book.span_providers, self._make_exporter)
         self._teller = teller
         self._log = get_logger("spans")
-        self._exporters: dict[str, tuple[pb.Telemetry.SpanProvider, SpanExporter, trio.CancelScope]] = {}
-        self._nursery: trio.Nursery | None = None
-        self._gone_sent = 0
-        self._gone_dropped = 0
-
-    async def run(self) -> None:
-        try:
-            async with trio.open_nursery() as nursery:
-                self._nursery = nursery
-                await trio.sleep_forever()
-        finally:
-            self._nursery = None
-
-    async def drain(self) -> None:
-        """What has not been sent yet is tried once more, briefly."""
-        for _, _, scope in self._exporters.values():
-            scope.cancel()
-        with trio.move_on_after(_DRAIN_S):
-            for _, exporter, _ in self._exporters.values():
-                await exporter.drain(_DRAIN_S)
 
     def take(self, exchange: Exchange) -> None:
         """Never waits."""
-        exporter = self._exporter(exchange.span.provider)
-        if exporter is None:
-            self._gone_dropped += 1
-        else:
-            exporter.put(span_of(exchange, self._teller))
+        self.put(exchange.span.provider, lambda: span_of(exchange, self._teller))
 
-    @property
-    def sent(self) -> int:
-        return self._gone_sent + sum(each.sent for _, each, _ in self._exporters.values())
-
-    @property
-    def dropped(self) -> int:
-        return self._gone_dropped + sum(each.dropped for _, each, _ in self._exporters.values())
-
-    def _exporter(self, name: str) -> SpanExporter | None:
-        wanted, held = self._book.span_providers.get(name), self._exporters.get(name)
-        if held is not None and held[0] == wanted:
-            return held[1]
-        if held is not None:
-            _, former, scope = self._exporters.pop(name)
-            scope.cancel()
-            self._gone_sent += former.sent
-            self._gone_dropped += former.dropped + former.queued
-        if wanted is None or self._nursery is None:
-            return None
-        target = Target(
-            wanted.host,
-            wanted.port,
-            wanted.path or "/",
-            tuple((header.name, header.value) for header in wanted.headers),
-        )
-        exporter = SpanExporter(
-            Destination(_WIRES[wanted.wire], target),
-            self._teller.service,
-            self._teller.version,
-            self._log,
-            locate=lambda: self._locate(wanted),
-        )
-        scope = trio.CancelScope()
-        self._exporters[name] = (wanted, exporter, scope)
-        self._nursery.start_soon(_run_within, scope, exporter)
-        return exporter
-
-    def _locate(self, provider: pb.Telemetry.SpanProvider) -> tuple[str, int]:
-        mesh = self._mesh
-        service = mesh.service_by_hostname(provider.host, provider.namespace)
-        if service is None or (provider.namespace and service.namespace != provider.namespace):
-            return provider.host, provider.port
-        endpoints = mesh.endpoints(service)
-        for workload in () if endpoints is None else endpoints.workloads.values():
-            ports = workload.services.get(service.key, {})
-            port = ports.get(provider.port) or service.ports.get(provider.port) or provider.port
-            if workload.is_healthy and workload.addresses:
-                return workload.addresses[0], port
-        return provider.host, provider.port
-
-
-async def _run_within(scope: trio.CancelScope, exporter: SpanExporter) -> None:
-    with scope:
-        await exporter.run()
+    def _make_exporter(self, wanted: pb.Telemetry.SpanProvider, locate: Locate) -> SpanExporter:
+        headers = tuple((header.name, header.value) for header in wanted.headers)
+        target = Target(wanted.host, wanted.port, wanted.path or "/", headers)
+        destination = Destination(_WIRES[wanted.wire], target)
+        teller = self._teller
+        return SpanExporter(destination, teller.service, teller.version, self._log, locate=locate)
 
 
 def span_of(exchange: Exchange, teller: Teller) -> Span:

@@ -16,6 +16,7 @@ from google.protobuf.message import DecodeError
 from proto.mycelia import telemetry_pb2 as pb
 from telemetry.access_format import Format, LabelFormat, parse_format, parse_labels
 from telemetry.cel import Expression, parse_condition
+from telemetry.otlp_logs import RecordFormat
 from transport.errors import MeshError
 from waypoint.state.errors import RoutesRejected
 from waypoint.state.metric_overrides import MetricPlan, Override, merge_overrides, parse_overrides
@@ -26,7 +27,7 @@ from waypoint.state.tracing import Tracing, TracingStep, merge_tracing, parse_st
 TELEMETRY_TYPE: Final = "type.googleapis.com/mycelia.waypoint.Telemetry"
 DEFAULT_LOG: Final = "envoy"  # the provider that always is: standard output
 _MAX_KEPT: Final = 16_384
-LogFormat = Format | LabelFormat
+LogFormat = Format | LabelFormat | RecordFormat
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,7 @@ class Chosen:
     tracing: tuple[TracingStep, ...] = ()
     providers: tuple[pb.Telemetry.SpanProvider, ...] = ()
     formats: tuple[tuple[str, LogFormat], ...] = ()
+    log_providers: tuple[pb.Telemetry.LogProvider, ...] = ()  # that are collectors
     overrides: tuple[Override, ...] = ()
 
     @property
@@ -86,13 +88,17 @@ def parse_telemetry(name: str, content: bytes, environment: Mapping[str, str]) -
         parse_steps(message, environment),
         tuple(message.span_providers),
         tuple((each.name, _format(each)) for each in message.log_providers if each.text or each.labels),
+        tuple(each for each in message.log_providers if each.host),
         parse_overrides(message),
     )
 
 
 def _format(provider: pb.Telemetry.LogProvider) -> LogFormat:
-    if provider.labels:
-        return parse_labels({label.name: label.value for label in provider.labels})
+    labels = {label.name: label.value for label in provider.labels}
+    if provider.host:
+        return RecordFormat(parse_format(provider.text), parse_labels(labels))
+    if labels:
+        return parse_labels(labels)
     return parse_format(provider.text)
 
 
@@ -130,6 +136,7 @@ class TelemetryBook:
     formats: dict[str, LogFormat] = field(default_factory=dict)
     has_overrides: bool = False
     span_providers: dict[str, pb.Telemetry.SpanProvider] = field(default_factory=dict)
+    log_providers: dict[str, pb.Telemetry.LogProvider] = field(default_factory=dict)
 
     def apply(self, upserts: Iterable[tuple[str, bytes]], removed: Iterable[str]) -> dict[str, str]:
         """Apply one batch; returns name -> reason of each resource refused."""
@@ -146,6 +153,9 @@ class TelemetryBook:
         self.has_overrides = any(chosen.overrides for chosen in self._held.values())
         self.span_providers = {
             each.name: each for _, chosen in sorted(self._held.items()) for each in chosen.providers
+        }
+        self.log_providers = {
+            each.name: each for _, chosen in sorted(self._held.items()) for each in chosen.log_providers
         }
         self.formats = {
             name: format_ for _, chosen in sorted(self._held.items()) for name, format_ in chosen.formats

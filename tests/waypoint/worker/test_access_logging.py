@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from dataplane.worker.records import RecordQueue
 from proto.mycelia import attachment_pb2, telemetry_pb2, worker_pb2
+from telemetry.access_format import Format
 from tests.waypoint.resources import WEB, endpoint, prefix, routes, rule, web_service
 from tests.waypoint.worker.kit import Log
 from tests.waypoint.worker.routing_kit import App, Waypoint
@@ -132,5 +133,7 @@ def test_a_format_gets_the_headers_that_it_asks_for_and_no_others() -> None:
         (exchange,) = waypoint.told
         assert dict(exchange.request_headers) == {"x-tenant": b'a"b'}
         assert dict(exchange.response_headers) == {"server": b"mycelia"}
-        line = waypoint.state.telemetry.formats["file"].line(exchange)
+        format_ = waypoint.state.telemetry.formats["file"]
+        assert isinstance(format_, Format)
+        line = format_.line(exchange)
         assert line == 'a\\"b mycelia 200'
