@@ -7,6 +7,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
+from config.traffic_policies import TcpKeepalive
 from config.virtual_routes import Retries
 
 
@@ -22,9 +23,10 @@ class PathNormalization(enum.Enum):
 @dataclass(frozen=True, slots=True)
 class MeshDefaults:
     """`retries` where a route says nothing, None: what is safe; `connect_timeout_ms` where a DestinationRule
-    says nothing, None: Istio's 10 s.
+    says nothing, None: Istio's 10 s; `keepalive` likewise, None: the waypoint's own.
     """
 
     path_normalization: PathNormalization = PathNormalization.BASE
     retries: Retries | None = None
     connect_timeout_ms: int | None = None
+    keepalive: TcpKeepalive | None = None

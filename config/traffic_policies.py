@@ -78,6 +78,15 @@ class Balancing:
 
 
 @dataclass(frozen=True, slots=True)
+class TcpKeepalive:
+    """0 and None: the kernel's default."""
+
+    probes: int = 0
+    idle_ms: int | None = None
+    interval_ms: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class ConnectionPool:
     """0 and None: Istio's default."""
 
@@ -93,6 +102,7 @@ class ConnectionPool:
     upgrades_to_http2: bool = False
     uses_client_protocol: bool = False
     maximum_streams: int = 0
+    keepalive: TcpKeepalive | None = None
 
 
 @dataclass(frozen=True, slots=True)

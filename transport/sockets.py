@@ -35,6 +35,7 @@ __all__ = [
     "original_destination",
     "raise_nofile_limit",
     "set_accepted_options",
+    "set_keepalive",
     "start_connect",
 ]
 
@@ -49,6 +50,8 @@ _SO_ORIGINAL_DST = 80
 _KEEPALIVE_IDLE_S = 180
 _KEEPALIVE_INTERVAL_S = 180
 _KEEPALIVE_PROBES = 9
+_MAX_KEEPALIVE_S = 32767  # the kernel's
+_MAX_KEEPALIVE_PROBES = 127
 _MAPPED_PREFIX = "::ffff:"
 
 Address = tuple[str, int]
@@ -136,11 +139,23 @@ def _make_socket(
     return sock
 
 
-def _set_keepalive(sock: socket.socket) -> None:
+def set_keepalive(
+    sock: socket.socket,
+    idle_s: int = _KEEPALIVE_IDLE_S,
+    interval_s: int = _KEEPALIVE_INTERVAL_S,
+    probes: int = _KEEPALIVE_PROBES,
+) -> None:
+    """When TCP asks a silent peer whether it is there, how often and how many times. What the kernel has no
+    room for becomes the largest that it has.
+    """
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _KEEPALIVE_IDLE_S)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _KEEPALIVE_INTERVAL_S)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _KEEPALIVE_PROBES)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _between(idle_s, _MAX_KEEPALIVE_S))
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _between(interval_s, _MAX_KEEPALIVE_S))
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _between(probes, _MAX_KEEPALIVE_PROBES))
+
+
+def _between(value: int, largest: int) -> int:
+    return max(1, min(value, largest))
 
 
 def _set_transparent(sock: socket.socket) -> None:
@@ -264,7 +279,7 @@ def client_sockets(
         for sock in made:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if keepalive:
-                _set_keepalive(sock)
+                set_keepalive(sock)
             if mark is not None:
                 sock.setsockopt(socket.SOL_SOCKET, _SO_MARK, mark)
     except OSError as error:
@@ -377,7 +392,7 @@ def set_accepted_options(sock: socket.socket, *, keepalive: bool) -> None:
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if keepalive:
-            _set_keepalive(sock)
+            set_keepalive(sock)
 
 
 def original_destination(sock: socket.socket, *, is_ipv6: bool | None = None) -> Address:

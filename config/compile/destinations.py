@@ -12,7 +12,7 @@ from typing import Final
 
 from config import keys
 from config.compile.client_tls import compile_tls
-from config.compile.messages import duration
+from config.compile.messages import duration, keepalive
 from config.compile.resource import DESTINATION, Resource, make_resource
 from config.objects import Ref, TlsMaterial, TrafficScope
 from config.traffic_policies import (
@@ -326,4 +326,6 @@ def _pool(pool: ConnectionPool) -> pb.ConnectionPool:
     for name, milliseconds in times.items():
         if milliseconds is not None:
             getattr(made, name).CopyFrom(duration(milliseconds))
+    if pool.keepalive is not None:
+        made.keepalive.CopyFrom(keepalive(pool.keepalive))
     return made

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from config.compile.messages import duration
+from config.compile.messages import duration, keepalive
 from config.compile.resource import MESH_SETTINGS, Resource, make_resource
 from config.compile.virtual_services import retry_policy
 from config.mesh_defaults import MeshDefaults, PathNormalization
@@ -25,4 +25,6 @@ def compile_mesh_settings(defaults: MeshDefaults, waypoints: tuple[str, ...]) ->
         message.default_retries.CopyFrom(retry_policy(defaults.retries))
     if defaults.connect_timeout_ms is not None:
         message.connect_timeout.CopyFrom(duration(defaults.connect_timeout_ms))
+    if defaults.keepalive is not None:
+        message.keepalive.CopyFrom(keepalive(defaults.keepalive))
     return make_resource(MESH_SETTINGS, NAME, message, waypoints=waypoints)

@@ -8,6 +8,7 @@ from typing import Final
 from google.protobuf.duration_pb2 import Duration
 
 from config.routing_rules import HeaderEdit
+from config.traffic_policies import TcpKeepalive
 from proto.mycelia import waypoint_pb2 as pb
 
 DEFAULT_ATTEMPTS: Final = 2
@@ -34,3 +35,12 @@ def header_changes(edit: HeaderEdit) -> pb.HeaderChanges:
         add=[fields(name=name, value=value) for name, value in edit.add],
         remove=edit.remove,
     )
+
+
+def keepalive(found: TcpKeepalive) -> pb.TcpKeepalive:
+    made = pb.TcpKeepalive(probes=found.probes)
+    if found.idle_ms is not None:
+        made.idle.CopyFrom(duration(found.idle_ms))
+    if found.interval_ms is not None:
+        made.interval.CopyFrom(duration(found.interval_ms))
+    return made

@@ -18,6 +18,7 @@ from config.kinds.extension_providers import MAX_PROVIDERS, ProviderSpec, Strict
 from config.kinds.istio_schema import Milliseconds
 from config.kinds.mesh_observing import ObservingSpec
 from config.kinds.schema import Manifest, complain, fields, refuse
+from config.kinds.traffic_policy import KeepaliveSpec
 from config.kinds.virtual_actions import RetriesSpec
 from config.kinds.yaml_documents import YamlRefused, build
 from config.mesh_defaults import MeshDefaults, PathNormalization
@@ -32,7 +33,7 @@ _UNREAD: Final = fields(
     "ingressClass ingressControllerMode ingressSelector ingressService localityLbSetting meshMTLS "
     "outboundClusterStatName outboundTrafficPolicy protocolDetectionTimeout proxyHttpPolicy proxyHttpPort "
     "proxyInboundListenPort proxyListenPort rootNamespace serviceEntryVisibility serviceScopeConfigs "
-    "serviceSettings tcpKeepalive thriftConfig tlsDefaults trustDomain trustDomainAliases "
+    "serviceSettings thriftConfig tlsDefaults trustDomain trustDomainAliases "
     "verifyCertificateAtClient"
 )
 
@@ -55,6 +56,7 @@ class MeshSpec(ObservingSpec):
     )
     retries: RetriesSpec | None = Field(default=None, alias="defaultHttpRetryPolicy")
     connect_timeout: Milliseconds | None = Field(default=None, alias="connectTimeout")
+    keepalive: KeepaliveSpec | None = Field(default=None, alias="tcpKeepalive")
 
     _left_out: tuple[str, ...] = PrivateAttr(default=())
 
@@ -68,7 +70,8 @@ class MeshSpec(ObservingSpec):
 
     def request_defaults(self) -> MeshDefaults:
         retries = self.retries.to_retries() if self.retries is not None else None
-        return MeshDefaults(self.path_normalization.to_level(), retries, self.connect_timeout)
+        keepalive = self.keepalive.to_keepalive() if self.keepalive is not None else None
+        return MeshDefaults(self.path_normalization.to_level(), retries, self.connect_timeout, keepalive)
 
     @property
     def left_out(self) -> tuple[str, ...]:

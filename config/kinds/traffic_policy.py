@@ -207,11 +207,14 @@ class LoadBalancerSpec(Model):
 
 
 class KeepaliveSpec(Model):
-    """Checked only: connections to endpoints run in tunnels, which have a keepalive of their own."""
+    """Of connections without a tunnel."""
 
     probes: Annotated[int, Field(ge=0, le=127)] = 0
     time: Milliseconds | None = None
     interval: Milliseconds | None = None
+
+    def to_keepalive(self) -> inner.TcpKeepalive:
+        return inner.TcpKeepalive(self.probes, self.time, self.interval)
 
 
 class TcpPoolSpec(Model):
@@ -263,6 +266,7 @@ class ConnectionPoolSpec(Model):
             upgrades_to_http2=http.upgrade == "UPGRADE",
             uses_client_protocol=http.uses_client_protocol,
             maximum_streams=http.streams,
+            keepalive=tcp.keepalive.to_keepalive() if tcp.keepalive is not None else None,
         )
 
 
@@ -382,7 +386,7 @@ def policy_remarks(where: str, policy: PortPolicySpec | TrafficPolicySpec) -> It
     """What is accepted but has another effect than its author may think."""
     balancer, pool, outliers = policy.balancer, policy.pool, policy.outliers
     if pool is not None and pool.tcp.keepalive is not None:
-        text = "has no effect: connections to endpoints run in tunnels, which have a keepalive of their own"
+        text = "is for endpoints outside of the mesh: tunnels have a keepalive of their own"
         yield f"{where}.connectionPool.tcp.tcpKeepalive", text
     if balancer is None:
         return

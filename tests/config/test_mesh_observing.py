@@ -124,6 +124,10 @@ def settings(mesh: str) -> pb2.MeshSettings | None:
         ),
         ("connectTimeout: 3s", pb2.MeshSettings(connect_timeout=Duration(seconds=3))),
         (
+            "tcpKeepalive: {time: 30s, probes: 3}",
+            pb2.MeshSettings(keepalive=pb2.TcpKeepalive(probes=3, idle=Duration(seconds=30))),
+        ),
+        (
             "defaultHttpRetryPolicy: {attempts: 0}",
             pb2.MeshSettings(default_retries=pb2.RetryPolicy()),
         ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final, TypeAlias
@@ -73,6 +74,15 @@ class OutlierSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class Keepalive:
+    """In seconds and as the kernel counts."""
+
+    probes: int
+    idle_s: int
+    interval_s: int
+
+
+@dataclass(frozen=True, slots=True)
 class ConnectionPool:
     """Limits; the largest number (of a time: None) means none."""
 
@@ -84,6 +94,7 @@ class ConnectionPool:
     maximum_streams: int = UNLIMITED
     connect_timeout_s: float = 10.0
     has_connect_timeout: bool = False  # of its own
+    keepalive: Keepalive | None = None  # of connections without a tunnel; None: the waypoint's own
     tcp_idle_s: float = 3600.0
     http_idle_s: float = 3600.0
     longest_connection_s: float | None = None
@@ -271,6 +282,15 @@ def _outlier(message: pb.OutlierDetection) -> OutlierSettings:
     )
 
 
+def tcp_keepalive(message: pb.TcpKeepalive) -> Keepalive:
+    """What is not said is the kernel's default (tcp(7))."""
+    return Keepalive(
+        message.probes or 9,
+        math.ceil(seconds(message.idle)) or 7200,
+        math.ceil(seconds(message.interval)) or 75,
+    )
+
+
 def _pool(message: pb.ConnectionPool) -> ConnectionPool:
     return ConnectionPool(
         maximum_connections=message.maximum_connections or UNLIMITED,
@@ -281,6 +301,7 @@ def _pool(message: pb.ConnectionPool) -> ConnectionPool:
         maximum_streams=message.maximum_streams or UNLIMITED,
         connect_timeout_s=seconds(message.connect_timeout) or 10.0,
         has_connect_timeout=bool(seconds(message.connect_timeout)),
+        keepalive=tcp_keepalive(message.keepalive) if message.HasField("keepalive") else None,
         tcp_idle_s=seconds(message.tcp_idle) or 3600.0,
         http_idle_s=seconds(message.http_idle) or 3600.0,
         longest_connection_s=seconds(message.longest_connection) or None,

@@ -10,7 +10,7 @@ from google.protobuf.message import DecodeError
 
 from proto.mycelia import waypoint_pb2 as pb
 from transport.http_path import PathNormalization
-from waypoint.state.destinations import TrafficPolicy
+from waypoint.state.destinations import Keepalive, TrafficPolicy, tcp_keepalive
 from waypoint.state.errors import RoutesRejected
 from waypoint.state.retry import DEFAULT_POLICY
 from waypoint.state.rules import RetryPolicy, retry_policy, seconds
@@ -31,13 +31,16 @@ class MeshSettings:
     normalization: PathNormalization = PathNormalization.BASE
     retries: RetryPolicy = DEFAULT_POLICY
     connect_timeout_s: float | None = None
+    keepalive: Keepalive | None = None
 
     def completed(self, policy: TrafficPolicy) -> TrafficPolicy:
         """A destination's policy, with what it leaves to the mesh."""
         pool = policy.pool
-        if self.connect_timeout_s is None or pool.has_connect_timeout:
-            return policy
-        return replace(policy, pool=replace(pool, connect_timeout_s=self.connect_timeout_s))
+        if self.connect_timeout_s is not None and not pool.has_connect_timeout:
+            pool = replace(pool, connect_timeout_s=self.connect_timeout_s)
+        if self.keepalive is not None and pool.keepalive is None:
+            pool = replace(pool, keepalive=self.keepalive)
+        return policy if pool is policy.pool else replace(policy, pool=pool)
 
 
 def parse_mesh_settings(content: bytes) -> MeshSettings:
@@ -54,6 +57,7 @@ def parse_mesh_settings(content: bytes) -> MeshSettings:
         level,
         retry_policy(message.default_retries) if message.HasField("default_retries") else DEFAULT_POLICY,
         seconds(message.connect_timeout) or None,
+        tcp_keepalive(message.keepalive) if message.HasField("keepalive") else None,
     )
 
 

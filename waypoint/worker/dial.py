@@ -16,7 +16,7 @@ from transport.hbone.connect import Headers, RequestTemplate, new_traceparent, s
 from transport.hbone.pool import HbonePool, PoolKey
 from transport.hbone.tunnel import TunnelStream
 from transport.reactor import Reactor, Registration, Timer
-from transport.sockets import finish_connect, start_connect
+from transport.sockets import finish_connect, set_keepalive, start_connect
 from transport.spiffe import SpiffeId
 from waypoint.state.hosts import Application, Endpoint
 from waypoint.worker.byte_stream import ByteStream
@@ -128,6 +128,10 @@ class _TcpDial:
             sock.close()
             self._tell(error)
             return
+        circuit = self._endpoint.circuit
+        keepalive = None if circuit is None else circuit.pool.keepalive
+        if keepalive is not None:
+            set_keepalive(sock, keepalive.idle_s, keepalive.interval_s, keepalive.probes)
         self._tell(TcpStream(self._reactor, sock, self._buffer))
 
     def _on_timeout(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from proto.mycelia import waypoint_pb2 as pb
 from tests.waypoint.resources import PLACE, WEB, destination, endpoint, put, seconds, web_service
 from transport.http_path import PathNormalization
+from waypoint.state.destinations import Keepalive
 from waypoint.state.mesh_settings import MESH_SETTINGS_TYPE, MeshSettings
 from waypoint.state.retry import DEFAULT_POLICY
 from waypoint.state.store import WaypointState
@@ -20,6 +21,12 @@ def connect_timeout_s(state: WaypointState) -> float:
     cluster = state.cluster(WEB, 80)
     assert cluster is not None
     return cluster.circuit.pool.connect_timeout_s
+
+
+def keepalive(state: WaypointState) -> Keepalive | None:
+    cluster = state.cluster(WEB, 80)
+    assert cluster is not None
+    return cluster.circuit.pool.keepalive
 
 
 def test_without_a_word_istios_defaults_hold() -> None:
@@ -54,3 +61,13 @@ def test_what_is_not_known_leaves_the_last_good_settings() -> None:
     unknown = pb.RetryPolicy(attempts=1, on=["sometimes"])
     assert "sometimes" in put(state, pb.MeshSettings(default_retries=unknown))["mesh"]
     assert state.mesh_settings.normalization is PathNormalization.DECODE_AND_MERGE_SLASHES
+
+
+def test_the_keepalive_is_for_destinations_that_say_nothing() -> None:
+    state = made()
+    assert keepalive(state) is None
+    put(state, pb.MeshSettings(keepalive=pb.TcpKeepalive(idle=seconds(30))))
+    assert keepalive(state) == Keepalive(9, 30, 75)
+    own = pb.ConnectionPool(keepalive=pb.TcpKeepalive(probes=3, interval=seconds(0.2)))
+    put(state, destination(pb.TrafficPolicy(connection_pool=own)))
+    assert keepalive(state) == Keepalive(3, 7200, 1)

@@ -14,12 +14,15 @@ from transport.hbone.frame_buffer import FrameBuffer
 from transport.hbone.pool import HbonePool, PoolSettings
 from transport.reactor import Reactor
 from transport.spiffe import SpiffeId
+from waypoint.state.circuit import Circuit
 from waypoint.state.client_tls import ClientTls
+from waypoint.state.destinations import ConnectionPool, Keepalive
 from waypoint.state.hosts import Endpoint
 from waypoint.worker.byte_stream import ByteStream
 from waypoint.worker.dial import Carrier, MeshDialler, TcpDialler, TunnelOrigin
 from waypoint.worker.errors import PlaintextRefused
 from waypoint.worker.resolver import Resolver, ResolvingDialler
+from waypoint.worker.tcp_stream import TcpStream
 
 ME = SpiffeId.parse("spiffe://cluster.local/ns/default/sa/waypoint")
 THERE = SpiffeId.parse("spiffe://cluster.local/ns/default/sa/server")
@@ -104,3 +107,24 @@ def test_a_refusal_can_be_cancelled(listener: socket.socket) -> None:
 def test_an_endpoint_without_tls_is_connected_to(dialler: Made, listener: socket.socket) -> None:
     (stream,) = told(dialler, Endpoint(listener.getsockname()))
     assert not isinstance(stream, MeshError)
+
+
+def test_the_destination_s_keepalive_is_the_socket_s(listener: socket.socket) -> None:
+    pool = ConnectionPool(keepalive=Keepalive(probes=200, idle_s=31, interval_s=7))
+    seen: list[tuple[int, int, int]] = []
+    with Reactor() as reactor:
+        timer = reactor.call_later(PATIENCE_S, reactor.stop)
+
+        def done(result: ByteStream | MeshError) -> None:
+            assert isinstance(result, TcpStream)
+            sock = result._sock
+            options = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
+            idle, interval, probes = (sock.getsockopt(socket.IPPROTO_TCP, each) for each in options)
+            seen.append((idle, interval, probes))
+            result.abort()
+            reactor.stop()
+
+        tcp(reactor).dial(Endpoint(listener.getsockname(), circuit=Circuit(pool)), done)
+        reactor.run()
+        timer.cancel()
+    assert seen == [(31, 7, 127)]
