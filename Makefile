@@ -49,7 +49,7 @@ systemd-lab:
 
 fuzz:
 	@tools/bootstrap.sh dev
-	@for target in http1 http2 hpack path; do $(PY) -m tests.fuzz $$target --seconds $(or $(SECONDS),60) || exit 1; done
+	@for target in http1 http2 hpack path client_hello token; do $(PY) -m tests.fuzz $$target --seconds $(or $(SECONDS),60) || exit 1; done
 
 clean:
 	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -7,6 +7,7 @@ reassembly as well.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import cache
 from itertools import pairwise
 from typing import Final
 
@@ -15,12 +16,14 @@ import hpack
 from tests.transport.http1.test_properties import all_events
 from tests.transport.http2.wire import GET, OK, POST, PREFACE, Rig, data, merged, ping
 from tests.transport.http2.wire import settings as settings_frame
+from tests.waypoint.state.token_builders import NOW, authentication, key_set, rule, token
 from transport.http1.settings import Role as Http1Role
 from transport.http2.events import ConnectionFailed, Event
 from transport.http2.hpack.decoder import Decoder
 from transport.http2.hpack.table import HpackError
 from transport.http2.settings import Http2Settings, Role
 from transport.http_path import NormalisedPath, PathNormalization, normalise
+from waypoint.state.authentication import Authenticator, Invalid, parse_authentication
 from waypoint.worker.client_hello import MAX_CLIENT_HELLO, Peeked, server_name
 
 Target = Callable[[bytes], None]
@@ -118,12 +121,43 @@ def client_hello(octets: bytes) -> None:
         assert beginning in (Peeked.MORE, whole), "more octets change what was said"
 
 
+@cache
+def _authenticator() -> tuple[Authenticator, frozenset[bytes]]:
+    """One that knows two issuers' keys, and all tokens that these ever signed."""
+    keys = key_set("EdDSA", "ES256")
+    policy = authentication(rule(key_set=keys), rule(issuer="https://other.example", key_set=keys))
+    content = policy.SerializeToString()
+    signed = (
+        token(exp=NOW + 60, algorithm="EdDSA"),
+        token(scope="read write", aud=["a", "b"], algorithm="ES256"),
+        token({"iss": "https://other.example", "nested": {"deep": [1, None]}}, algorithm="EdDSA"),
+    )
+    parsed = parse_authentication(f"{policy.namespace}/{policy.name}", content)
+    return Authenticator([parsed]), frozenset(text.encode() for text in signed)
+
+
+def token_text(octets: bytes) -> None:
+    """No input raises, and no text is accepted but those that an issuer signed, octet for octet."""
+    authenticator, signed = _authenticator()
+    found = authenticator.find([(b"authorization", b"Bearer " + octets)], b"access_token=" + octets)
+    judged = [authenticator.judge([each], NOW) for each in found]
+    for each, result in zip(found, judged, strict=True):
+        if isinstance(result, Invalid):
+            assert result.status in {401, 403}
+        else:
+            assert each.text in signed, "accepted, but nobody signed it"
+    if octets in signed:
+        assert judged, "a good token is found"
+        assert not isinstance(judged[0], Invalid), judged[0]
+
+
 TARGETS: Final[Mapping[str, Target]] = {
     "http1": http1,
     "http2": http2,
     "hpack": hpack_block,
     "path": path,
     "client_hello": client_hello,
+    "token": token_text,
 }
 
 
@@ -145,5 +179,8 @@ def seeds(name: str) -> list[bytes]:
             return [b"".join(bytes([len(block)]) + block for block in blocks)]
         case "client_hello":
             return [CLIENT_HELLO]
+        case "token":
+            forged = token(algorithm="EdDSA", header={"alg": "none"}).rpartition(".")[0] + "."
+            return [*sorted(_authenticator()[1]), forged.encode(), b"e30.e30.AAAA"]
         case _:
             return [b"/a/../b//c", b"/%2e%2e/%5c..%2f;x?q=/../#f", b"http://h/x"]
