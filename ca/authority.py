@@ -47,6 +47,7 @@ from ca.errors import (
     StateNotWritten,
     WrongTrustDomain,
 )
+from ca.external import ExternalCa
 from ca.trust_bundle import RootFolder, parse_roots
 from transport.grpc.tls import KeyPair
 from transport.spiffe import SpiffeId
@@ -71,11 +72,23 @@ class IssuedChain:
 class Authority:
     """Get one with `load_or_create`. Not for more than one thread."""
 
-    def __init__(self, folder: Path, trust_domain: str, issuing: Signer, roots: RootFolder) -> None:
+    def __init__(
+        self, folder: Path, trust_domain: str, issuing: Signer, roots: RootFolder | ExternalCa
+    ) -> None:
         self._folder = folder
         self._issuing = issuing
         self._roots = roots
         self.trust_domain = trust_domain
+
+    @classmethod
+    def from_files(cls, folder: Path, *, trust_domain: str, now: dt.datetime) -> Self:
+        """The authority whose files (ca/external.py) somebody else keeps in `folder`; they are followed.
+
+        Raises a CaError that names file and fault.
+        """
+        SpiffeId(trust_domain, "default", "default")
+        external = ExternalCa.open(folder, trust_domain, now)
+        return cls(folder, trust_domain, external.current(now).signer, external)
 
     @classmethod
     def load_or_create(cls, directory: Path, *, trust_domain: str, now: dt.datetime) -> Self:
@@ -104,8 +117,28 @@ class Authority:
 
     @property
     def roots_pem(self) -> str:
-        """The trust bundle as of now; follows changes of the `roots` folder."""
+        """The trust bundle as of now; follows changes of the `roots` folder, an external CA's by `follow`."""
+        if isinstance(self._roots, ExternalCa):
+            return self._roots.files.roots_pem
         return self._roots.current()
+
+    def follow(self, now: dt.datetime) -> None:
+        """Takes over what has changed in an external CA's files; without one nothing happens.
+
+        Done before each signature too; in between, the caller calls it now and then for the trust bundle.
+        """
+        if isinstance(self._roots, ExternalCa):
+            self._issuing = self._roots.current(now).signer
+
+    @property
+    def problem(self) -> str:
+        """Why the files of an external CA, as they are now, are not in force; else empty."""
+        return self._roots.problem if isinstance(self._roots, ExternalCa) else ""
+
+    @property
+    def issuer_fingerprint(self) -> str:
+        """Of the certificate that signs now."""
+        return fingerprint(self._issuing.certificate)
 
     def sign(
         self, csr_pem: str | bytes, identity: SpiffeId, ttl: dt.timedelta, now: dt.datetime
@@ -120,6 +153,7 @@ class Authority:
         if ttl > MAX_LIFETIME:
             raise LifetimeTooLong(f"a lifetime of {ttl} is above the maximum of {MAX_LIFETIME}")
         key = check_csr(csr_pem, identity)
+        self.follow(now)
         self._require_valid(now)
         leaf = make_leaf(self._issuing, key, identity, now, ttl if ttl > dt.timedelta() else DEFAULT_LIFETIME)
         return IssuedChain(to_pem(leaf), self._intermediates(), self.roots_pem, leaf.not_valid_after_utc)
@@ -133,6 +167,7 @@ class Authority:
         lifetime: dt.timedelta = SERVER_LIFETIME,
     ) -> KeyPair:
         """A fresh TLS server certificate for the control plane's port; clients trust it by the root."""
+        self.follow(now)
         self._require_valid(now)
         key = new_key()
         leaf = make_server_leaf(self._issuing, key.public_key(), [*dns_names, *ips], now, lifetime)

@@ -38,14 +38,20 @@ PARSE_ERRORS = (
 )
 
 PublicKey: TypeAlias = ec.EllipticCurvePublicKey | rsa.RSAPublicKey
+PrivateKey: TypeAlias = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
+MIN_RSA_BITS = 2048
 
 
 @dataclass(frozen=True, slots=True)
 class Signer:
-    """A CA certificate with its key; `chain` is the certificate and whatever is between it and the root."""
+    """A CA certificate with its key; `chain` is the certificate and whatever is between it and the root.
 
-    key: ec.EllipticCurvePrivateKey
+    `limit`: the end of the root's life, where it may come before that of the chain.
+    """
+
+    key: PrivateKey
     chain: tuple[x509.Certificate, ...]
+    limit: dt.datetime | None = None
 
     @property
     def certificate(self) -> x509.Certificate:
@@ -53,7 +59,9 @@ class Signer:
 
     @property
     def not_after(self) -> dt.datetime:
-        return self.certificate.not_valid_after_utc
+        """When the first of the chain ends: nothing that is signed may live longer."""
+        ends = [certificate.not_valid_after_utc for certificate in self.chain]
+        return min(ends if self.limit is None else [*ends, self.limit])
 
 
 def new_key() -> ec.EllipticCurvePrivateKey:
@@ -153,12 +161,21 @@ def _leaf_builder(
 
 
 def _signed_by(signer: Signer, builder: x509.CertificateBuilder) -> x509.Certificate:
-    key_id = x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.key.public_key())
+    key_id = _authority_key_id(signer)
     return (
         builder.issuer_name(signer.certificate.subject)
         .add_extension(key_id, critical=False)
         .sign(signer.key, hashes.SHA256())
     )
+
+
+def _authority_key_id(signer: Signer) -> x509.AuthorityKeyIdentifier:
+    """As the signer's certificate says it: verifiers compare, and CAs compute it in several ways."""
+    try:
+        own = signer.certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier)
+    except x509.ExtensionNotFound:
+        return x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.key.public_key())
+    return x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(own.value)
 
 
 def _key_usage(*, is_ca: bool) -> x509.KeyUsage:
@@ -182,7 +199,7 @@ def to_pem(certificate: x509.Certificate) -> str:
     return certificate.public_bytes(serialization.Encoding.PEM).decode()
 
 
-def key_to_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+def key_to_pem(key: PrivateKey) -> bytes:
     """PKCS#8, unencrypted: its protection is the file's or the process's."""
     return key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
@@ -199,6 +216,21 @@ def read_signer(pem: bytes, source: str) -> Signer:
     if not isinstance(key, ec.EllipticCurvePrivateKey):
         raise StateNotReadable(f"{source} holds a key that is not ECDSA")
     return Signer(key, chain)
+
+
+def read_key(pem: bytes, source: str) -> PrivateKey:
+    """ECDSA, or RSA that is long enough; raises StateNotReadable naming `source`."""
+    try:
+        key = serialization.load_pem_private_key(pem, password=None)
+    except PARSE_ERRORS as error:
+        raise StateNotReadable(f"{source} does not hold an unencrypted private key in PEM") from error
+    if isinstance(key, ec.EllipticCurvePrivateKey):
+        return key
+    if isinstance(key, rsa.RSAPrivateKey) and key.key_size >= MIN_RSA_BITS:
+        return key
+    raise StateNotReadable(
+        f"{source} holds a key that is neither ECDSA nor RSA of {MIN_RSA_BITS} bits or more"
+    )
 
 
 def write_signer(signer: Signer) -> bytes:

@@ -87,6 +87,12 @@ def _run(words: list[str]) -> int:
         metavar="NAME",
         help="further DNS name or address by which nodes reach this process; repeatable",
     )
+    parser.add_argument(
+        "--ca-files",
+        type=Path,
+        metavar="DIR",
+        help="sign with the CA whose certificate, key, chain and roots are in DIR (docs/certificates.md)",
+    )
     _add_mesh_settings(parser)
     parser.add_argument("--log-level", default="info", metavar="LEVEL", help="such as info or debug,xds=warn")
     parser.add_argument("--log-json", action="store_true", help="log lines as JSON")
@@ -99,6 +105,7 @@ def _run(words: list[str]) -> int:
         status_listen=parse_listen(given.status_listen),
         server_names=tuple(given.server_name),
         mesh=_mesh_settings(given),
+        ca_files=given.ca_files,
     )
     failure: BaseException | None = None
     try:

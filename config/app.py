@@ -56,26 +56,30 @@ class ProcessSettings:
     status_listen: ListenAddress
     server_names: tuple[str, ...]
     mesh: MeshSettings
+    ca_files: Path | None = None  # an issuing CA that somebody else keeps
 
 
 class ServerCertificate:
     """The TLS context of the gRPC port, made anew at half of its certificate's life, and when the clock was
-    set back to before it was made: it would not be valid yet.
+    set back to before it was made (it would not be valid yet), and when another CA signs.
     """
 
     def __init__(self, plane: ControlPlane, names: tuple[str, ...]) -> None:
         self._plane = plane
         self._names = names
         self._made_at = self._renew_at = dt.datetime.min.replace(tzinfo=dt.UTC)
+        self._issuer = ""
         self._context: ssl.SSLContext | None = None
 
     def current(self) -> ssl.SSLContext:
         """Asked for each connection."""
         now = wall_clock()
-        if self._context is None or not self._made_at <= now < self._renew_at:
+        is_old = not self._made_at <= now < self._renew_at
+        if self._context is None or is_old or self._issuer != self._plane.authority.issuer_fingerprint:
             try:
                 self._context = self._make(now)
                 self._made_at, self._renew_at = now, now + SERVER_LIFETIME / 2
+                self._issuer = self._plane.authority.issuer_fingerprint
             except MeshError as error:
                 if self._context is None:
                     raise
@@ -92,7 +96,9 @@ async def run(settings: ProcessSettings) -> None:
     """Until SIGTERM or SIGINT. Raises MeshError when it cannot start."""
     make_directory(settings.state)
     with locked(settings.state):
-        plane = ControlPlane(settings.manifests, StateDirectory(settings.state), settings.mesh)
+        plane = ControlPlane(
+            settings.manifests, StateDirectory(settings.state), settings.mesh, ca_files=settings.ca_files
+        )
         publish_roots(plane, None)
         certificate = ServerCertificate(plane, server_names(settings))
         certificate.current()
@@ -150,6 +156,7 @@ async def _keep_roots(plane: ControlPlane) -> None:
     written: str | None = plane.authority.roots_pem
     while True:
         await trio.sleep(HOUSEKEEPING_S)
+        plane.authority.follow(wall_clock())
         try:
             written = publish_roots(plane, written)
         except StateUnwritable as error:

@@ -92,13 +92,17 @@ class ControlPlane:
         state: StateDirectory,
         settings: MeshSettings,
         *,
+        ca_files: Path | None = None,
         now: Callable[[], dt.datetime] = wall_clock,
     ) -> None:
         make_directory(state.path)
         make_directory(state.last_good)
         self.settings = settings
         self.state = state
-        self.authority = Authority.load_or_create(state.ca, trust_domain=settings.trust_domain, now=now())
+        if ca_files is not None:
+            self.authority = Authority.from_files(ca_files, trust_domain=settings.trust_domain, now=now())
+        else:
+            self.authority = Authority.load_or_create(state.ca, trust_domain=settings.trust_domain, now=now())
         self.tokens = NodeTokens.load_or_create(state.tokens)
         addresses = VirtualAddresses(_address_table(read_json(state.path / VIRTUAL_ADDRESSES_FILE)))
         self.registry = Registry(settings, addresses)

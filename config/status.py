@@ -337,6 +337,7 @@ def summary_json(plane: ControlPlane) -> Json:
         "is_ready": plane.is_ready,
         "trust_domain": plane.settings.trust_domain,
         "cluster_id": plane.settings.cluster_id,
+        "ca_problem": plane.authority.problem,
         "objects": len(plane.sourced),
         "errors": sum(each.severity is Severity.ERROR for each in problems),
         "warnings": sum(each.severity is Severity.WARNING for each in problems),

@@ -164,6 +164,8 @@ def describe_control_plane(
         Line("control plane", f"trust domain {summary['trust_domain']}, {summary['objects']} objects"),
         Line("control plane", f"{summary['xds_clients']} node proxies, {summary['nodes_connected']} agents"),
     ]
+    if ca_problem := summary.get("ca_problem"):
+        lines.append(Line("control plane", f"external CA, last good one kept: {ca_problem}", is_well=False))
     for problem in problems[:SHOWN_PROBLEMS]:
         place = f"{problem['file']}, line {problem['line']}, {problem['object']}: {problem['path']}"
         is_well = problem["severity"] != "error"

@@ -30,7 +30,14 @@ def test_an_address_without_port_is_one_line(capsys: pytest.CaptureFixture[str])
 
 
 def test_control_plane_pages_become_lines() -> None:
-    summary = {"is_ready": True, "trust_domain": "td", "objects": 3, "xds_clients": 1, "nodes_connected": 1}
+    summary = {
+        "ca_problem": "it has expired",
+        "is_ready": True,
+        "trust_domain": "td",
+        "objects": 3,
+        "xds_clients": 1,
+        "nodes_connected": 1,
+    }
     problem = {
         "severity": "error",
         "file": "a.yaml",
@@ -44,6 +51,7 @@ def test_control_plane_pages_become_lines() -> None:
     lines = status.describe_control_plane(summary, [problem], nodes)
     bad = [line.fact for line in lines if not line.is_well]
     assert bad == [
+        "external CA, last good one kept: it has expired",
         "error: a.yaml, line 4, Service shop/web: spec.ports: found nothing",
         "alpha: 0 of 1 workloads captured, agent away",
         "shop/web: no such address",
