@@ -15,7 +15,7 @@ from typing import Final, Generic, Protocol, TypeAlias, TypeVar
 
 import trio
 
-from telemetry.http_post import PostFailed, Target
+from telemetry.http_post import PostFailed, Target, refuse
 from transport.grpc.channel import ChannelSettings, open_channel
 from transport.grpc.status import ChannelUnavailable, GrpcError, GrpcStatus
 
@@ -153,7 +153,8 @@ async def call(target: Target, method: str, request: bytes) -> None:
     """One gRPC call; raises PostFailed. A connection for each batch: there is one every few seconds, and
     collectors move.
     """
-    settings = ChannelSettings(target.host, target.port)
+    refuse(target)
+    settings = ChannelSettings(target.host, target.port, tls=target.tls)
     try:
         async with open_channel(settings) as channel:
             metadata = [(name.lower(), value) for name, value in target.headers]

@@ -9,6 +9,7 @@ import h11
 import trio
 
 from transport.errors import Blame, MeshError
+from transport.grpc.tls import TlsTrust
 
 _CHUNK: Final = 16 * 1024
 _MAX_ANSWER_BYTES: Final = 256 * 1024
@@ -16,12 +17,16 @@ _MAX_ANSWER_BYTES: Final = 256 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where spans go. `headers` are added to each request."""
+    """Where spans go. `headers` are added to each request. `tls` None: in plaintext. `refusal`: why nothing
+    may be sent there.
+    """
 
     host: str
     port: int
     path: str = "/"
     headers: tuple[tuple[str, str], ...] = ()
+    tls: TlsTrust | None = None
+    refusal: str = ""
 
 
 class PostFailed(MeshError):
@@ -37,6 +42,9 @@ class PostFailed(MeshError):
 
 async def post(target: Target, content_type: str, body: bytes, timeout_s: float) -> None:
     """Raises PostFailed for every answer but 2xx. Nothing stays open, also when cancelled."""
+    refuse(target)
+    if target.tls is not None:
+        raise PostFailed("TLS is for collectors over gRPC only", may_repeat=False)
     try:
         with trio.fail_after(timeout_s):
             async with await trio.open_tcp_stream(target.host, target.port) as stream:
@@ -47,6 +55,12 @@ async def post(target: Target, content_type: str, body: bytes, timeout_s: float)
         raise PostFailed(f"no answer within {timeout_s:g} s", may_repeat=True) from error
     if not 200 <= status < 300:
         raise PostFailed(f"status {status}", may_repeat=status in (429, 502, 503, 504))
+
+
+def refuse(target: Target) -> None:
+    """Raises PostFailed where nothing may be sent."""
+    if target.refusal:
+        raise PostFailed(target.refusal, may_repeat=False)
 
 
 async def _exchange(stream: trio.abc.Stream, target: Target, content_type: str, body: bytes) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Final
+from typing import Final, TypeVar
 
 from config.compile.resource import TELEMETRY, Resource, make_resource
 from config.extension_providers import AccessLog, OtlpAccessLog, SpanCollector, SpanWire
@@ -12,12 +12,14 @@ from config.objects import Telemetry
 from config.observing import MeshObserving, MetricOverride, SpanTag, TracingStep
 from proto.mycelia import attachment_pb2
 from proto.mycelia import telemetry_pb2 as pb
+from proto.mycelia.waypoint_pb2 import ClientTls
 
 # What every waypoint has without being told: its standard output.
 DEFAULT_LOG: Final = "envoy"
 BUILT_IN_LOGS: Final = frozenset({DEFAULT_LOG})
 DEFAULT_COLLECTOR: Final = "defaultConfig.tracing"
 DEFAULTS_NAME: Final = "MeshConfig"
+_Provider = TypeVar("_Provider", pb.Telemetry.SpanProvider, pb.Telemetry.LogProvider)
 Collectors = Mapping[str, SpanCollector]
 Logs = Mapping[str, AccessLog]
 _METRICS: Final = {
@@ -46,6 +48,8 @@ class Providers:
 
     collectors: Collectors = field(default_factory=dict)
     logs: Logs = field(default_factory=dict)
+    # By name, of those whose service's DestinationRule says so: the settings, or why nothing may be sent.
+    tls: Mapping[str, ClientTls | str] = field(default_factory=dict)
 
     @property
     def log_names(self) -> frozenset[str]:
@@ -102,7 +106,7 @@ def compile_defaults(
         logs.setdefault(DEFAULT_LOG, observing.log_format)
     if observing.collector is not None:
         collectors[DEFAULT_COLLECTOR] = observing.collector
-    providers = Providers(collectors, logs)
+    providers = replace(providers, collectors=collectors, logs=logs)
     message = pb.Telemetry(namespace=namespace, name=DEFAULTS_NAME, level=pb.Telemetry.DEFAULTS)
     if known := [name for name in observing.logs if name in providers.log_names]:
         message.logging.add(providers=known)
@@ -117,9 +121,22 @@ def compile_defaults(
 def _add_providers(message: pb.Telemetry, providers: Providers) -> None:
     """Those that its steps name."""
     logs = {name for step in message.logging for name in step.providers if name in providers.logs}
-    message.log_providers.extend(_log(name, providers.logs[name]) for name in sorted(logs))
+    message.log_providers.extend(
+        _secured(_log(name, providers.logs[name]), providers) for name in sorted(logs)
+    )
     named = {step.provider for step in message.tracing if step.provider}
-    message.span_providers.extend(_provider(name, providers.collectors[name]) for name in sorted(named))
+    message.span_providers.extend(
+        _secured(_provider(name, providers.collectors[name]), providers) for name in sorted(named)
+    )
+
+
+def _secured(made: _Provider, providers: Providers) -> _Provider:
+    tls = providers.tls.get(made.name)
+    if isinstance(tls, str):
+        made.refusal = tls
+    elif tls is not None:
+        made.tls.CopyFrom(tls)
+    return made
 
 
 def _override(override: MetricOverride) -> pb.Telemetry.Override:

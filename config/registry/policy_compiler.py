@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Final
+
 from config.compile.attached import AttachedPolicy, attached_notes, compile_attached
 from config.compile.authorization import compile_policy
 from config.compile.peer_authentication import Levels, port_policy
@@ -9,6 +12,7 @@ from config.compile.resource import Resource
 from config.notes import Note, Reason
 from config.objects import (
     AuthorizationPolicy,
+    Kind,
     MeshConfig,
     PeerAuthentication,
     RateLimitPolicy,
@@ -19,10 +23,13 @@ from config.objects import (
 from config.policy_rules import JwtRule, PolicyAction
 from config.registry.attached_policies import Attachments, Enrolments, attach_policy
 from config.registry.key_sets import KeySets
+from config.registry.object_index import Dirt
 from config.registry.providers import Providers
 from config.registry.telemetry import attach_mesh_config, attach_telemetry
 from config.settings import MeshSettings
 from proto.mycelia.authorization_l7_pb2 import ExternalAuthorizer
+
+_MATERIALS: Final = frozenset({Kind.SECRET.value, Kind.MESH_CONFIG.value})
 
 
 class PolicyCompiler:
@@ -33,11 +40,16 @@ class PolicyCompiler:
         self._settings = settings
         self.attachments = Attachments()
         self.key_sets = KeySets()
+        self.observers: set[Ref] = set()  # that may name collectors, whose TLS DestinationRules say
         self.providers = Providers(registry.index, settings.root_namespace)
 
     def compile(self, ref: Ref) -> tuple[list[Resource], tuple[Note, ...]]:
         """The resources of a policy, an object of telemetry or MeshConfig; none where it is gone."""
         policy = self._registry.index.objects.get(ref)
+        if isinstance(policy, Telemetry | MeshConfig):
+            self.observers.add(ref)
+        else:
+            self.observers.discard(ref)
         if isinstance(policy, AttachedPolicy) and policy.targets:
             return self._attached(policy)
         if isinstance(policy, Telemetry):
@@ -113,6 +125,11 @@ class PolicyCompiler:
             return ()
         text = f"{oldest.meta.ref} is older and counts for the namespace; this one has no effect"
         return (Note(peer.meta.ref, Reason.SHADOWED, text),)
+
+    def secured_by(self, dirt: Dirt) -> Iterable[Ref]:
+        """What a change of DestinationRules or certificates may be about."""
+        is_material = any(ref.kind in _MATERIALS for ref in dirt.objects)
+        return self.observers if dirt.rule_hosts or is_material else ()
 
     def levels(self, namespace: str, own: PeerAuthentication | None) -> Levels:
         """Whose word on mutual TLS counts in a namespace."""

@@ -211,8 +211,8 @@ class Registry:
     def _compile(self, dirt: Dirt) -> Delta:
         touched: _Touched = {}
         changed = {*dirt.objects, *dirt.services, *dirt.gateways}
-        asking = self.providers.looking_for(dirt.hosts)
-        for policy in sorted(dirt.policies | self._policies.attachments.dependent(changed) | set(asking)):
+        asking = {*self.providers.looking_for(dirt.hosts), *self._policies.secured_by(dirt)}
+        for policy in sorted(dirt.policies | self._policies.attachments.dependent(changed) | asking):
             self._settle(policy, self._policies.compile(policy), touched)
         if dirt.is_static_strict:
             made = [static_strict(self._settings)] if self.index.peers else []

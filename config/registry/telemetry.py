@@ -11,23 +11,27 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Final
 
+from config.compile.client_tls import compile_tls
+from config.compile.destinations import policy_for
 from config.compile.mesh_settings import compile_mesh_settings
 from config.compile.resource import Resource
 from config.compile.telemetry import (
+    DEFAULT_COLLECTOR,
     Providers,
     compile_defaults,
     compile_telemetry,
     unknown_collectors,
     unknown_logs,
 )
-from config.extension_providers import FileAccessLog, OtlpAccessLog, SpanCollector
+from config.extension_providers import FileAccessLog, OtlpAccessLog, ProviderService, SpanCollector
 from config.mesh_defaults import MeshDefaults
 from config.notes import Note, Reason
-from config.objects import Kind, MeshConfig, MeshObject, Ref, Telemetry
+from config.objects import Kind, MeshConfig, MeshObject, Ref, Telemetry, TlsMaterial
 from config.observing import MeshObserving
 from config.registry.attached_policies import Enrolments, all_waypoints, attach_policy
 from config.registry.waypoints import CLASS_REF
 from proto.mycelia import attachment_pb2 as pb
+from proto.mycelia.waypoint_pb2 import ClientTls
 
 MESH_CONFIG_NAME: Final = "istio"
 
@@ -42,7 +46,7 @@ class Observed:
 def attach_telemetry(telemetry: Telemetry, registry: Enrolments) -> Observed:
     ref = telemetry.meta.ref
     mesh_config = Ref(Kind.MESH_CONFIG.value, registry.root_namespace, MESH_CONFIG_NAME)
-    providers = _providers(registry.index.objects.get(mesh_config))
+    providers = _providers(registry.index.objects.get(mesh_config), registry)
     notes = list(_provider_notes(telemetry, providers))
     if telemetry.selector:
         text = "waypoints are chosen by targetRefs; a selector picks workloads, which log nothing of requests"
@@ -70,7 +74,7 @@ def attach_mesh_config(mesh: MeshConfig, registry: Enrolments) -> Observed:
     """What holds for all waypoints before any Telemetry object says something."""
     if mesh.meta.namespace != registry.root_namespace:
         return Observed([], (), frozenset())
-    observing, providers = mesh.observing, _providers(mesh)
+    observing, providers = mesh.observing, _providers(mesh, registry)
     notes = tuple(_default_notes(mesh, providers))
     names = tuple(f"{each.namespace}/{each.name}" for each in all_waypoints(registry.index))
     says_something = replace(observing, metrics=None) != MeshObserving()
@@ -95,12 +99,35 @@ def _default_notes(mesh: MeshConfig, providers: Providers) -> Iterator[Note]:
             yield Note(mesh.meta.ref, Reason.UNSUPPORTED_VALUE, f"{text}; it is not used")
 
 
-def _providers(mesh_config: MeshObject | None) -> Providers:
-    found = mesh_config.providers if isinstance(mesh_config, MeshConfig) else ()
+def _providers(mesh_config: MeshObject | None, registry: Enrolments) -> Providers:
+    if not isinstance(mesh_config, MeshConfig):
+        return Providers()
+    found = {each.name: each.config for each in mesh_config.providers}
+    if mesh_config.observing.collector is not None:
+        found[DEFAULT_COLLECTOR] = mesh_config.observing.collector
+    places = {
+        name: each.service for name, each in found.items() if isinstance(each, SpanCollector | OtlpAccessLog)
+    }
+    secured = {name: _tls(place, registry) for name, place in places.items()}
     return Providers(
-        {each.name: each.config for each in found if isinstance(each.config, SpanCollector)},
-        {each.name: each.config for each in found if isinstance(each.config, FileAccessLog | OtlpAccessLog)},
+        {name: each for name, each in found.items() if isinstance(each, SpanCollector)},
+        {name: each for name, each in found.items() if isinstance(each, FileAccessLog | OtlpAccessLog)},
+        {name: tls for name, tls in secured.items() if tls is not None},
     )
+
+
+def _tls(place: ProviderService, registry: Enrolments) -> ClientTls | str | None:
+    """As the DestinationRules for a collector's host say that are for everybody; a string: why not."""
+    index, root = registry.index, registry.root_namespace
+    owner = index.canonical_entry(place.host) if not place.namespace else None
+    namespace = place.namespace or (owner.namespace if owner is not None else root)
+    rules = index.rules.effective(place.host, namespace, root)
+    tls = policy_for(rules.policies, None, place.port).tls
+    if tls is None:
+        return None
+    held = {ref: index.objects.get(ref) for ref in tls.refs}
+    materials = {ref: each for ref, each in held.items() if isinstance(each, TlsMaterial)}
+    return compile_tls(tls, place.host, (), materials)
 
 
 def _provider_notes(telemetry: Telemetry, providers: Providers) -> Iterator[Note]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from config.compile.resource import TELEMETRY
 from proto.mycelia import telemetry_pb2 as pb
 from telemetry import access_defaults
 from tests.config.support import Mesh, errors_of, istio, replica, service, waypoint
+from tests.kit.certificates import shared_root
 
 ENVOY = "accessLogging: [{providers: [{name: envoy}]}]"
 OWN = "tagOverrides: {tenant: {value: \"'a'\"}}"
@@ -280,3 +283,35 @@ def test_a_collector_of_logs_is_told_with_its_place_and_format() -> None:
     assert (provider.log_name, provider.text) == ("otel_envoy_accesslog", access_defaults.TEXT)
     assert [(label.name, label.value) for label in provider.labels] == [("code", "%RESPONSE_CODE%")]
     assert mesh.notes() == []
+
+
+def test_collectors_are_spoken_to_as_destination_rules_say() -> None:
+    providers = (
+        "extensionProviders: [{name: a, opentelemetry: {service: obs/otel.example, port: 4317}}, "
+        "{name: b, envoyOtelAls: {service: obs/otel.example, port: 4318}}]"
+    )
+    config = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: istio, namespace: istio-system}\ndata:\n"
+    both = "tracing: [{providers: [{name: a}]}], accessLogging: [{providers: [{name: b}]}]"
+    mesh = meshed(config + f'  mesh: "{providers}"\n', telemetry(both))
+
+    def told() -> tuple[pb.Telemetry.SpanProvider, pb.Telemetry.LogProvider]:
+        found = sent(mesh)["shop/logs"]
+        return found.span_providers[0], found.log_providers[0]
+
+    assert not any(each.HasField("tls") or each.refusal for each in told())
+    ports = "portLevelSettings: [{port: {number: 4318}, tls: {mode: DISABLE}}]"
+    spec = f"{{host: otel.example, trafficPolicy: {{tls: {{mode: SIMPLE, credentialName: ca}}, {ports}}}}}"
+    mesh.apply(istio("DestinationRule", "otel", spec, space="obs"))
+    assert told()[0].refusal == "there is no Secret obs/ca"
+    assert not told()[1].HasField("tls")
+    secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "ca", "namespace": "obs"}}
+    mesh.apply(json.dumps({**secret, "stringData": {"ca.crt": shared_root().pem}}))
+    assert told()[0].refusal == ""
+    tls = told()[0].tls
+    assert (tls.server_name, list(tls.names), tls.roots_pem) == (
+        "otel.example",
+        ["otel.example"],
+        shared_root().pem,
+    )
+    mesh.remove("DestinationRule", "obs", "otel")
+    assert not any(each.HasField("tls") or each.refusal for each in told())

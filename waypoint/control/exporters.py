@@ -1,6 +1,6 @@
 """Exporters by the provider that chose them: one lives as long as the process, and starts anew where its
 provider has changed. A provider that is gone loses what waited for it, which is counted. Where a provider's
-host is a service of the mesh, one of its endpoints is called, in plaintext; else the name is resolved.
+host is a service of the mesh, one of its endpoints is called; else the name is resolved.
 """
 
 from __future__ import annotations
@@ -11,7 +11,11 @@ from typing import Final, Generic, Protocol, TypeVar
 import trio
 
 from dataplane.state.store import MeshState
+from proto.mycelia import telemetry_pb2 as pb
+from proto.mycelia.waypoint_pb2 import ClientTls
 from telemetry.batch_exporter import BatchExporter
+from telemetry.http_post import Target
+from transport.grpc.tls import SYSTEM_ROOTS, KeyPair, TlsTrust
 
 _DRAIN_S: Final = 1.0
 
@@ -25,6 +29,32 @@ class Provider(Protocol):
     def port(self) -> int: ...
     @property
     def namespace(self) -> str: ...
+
+
+def target_of(
+    provider: pb.Telemetry.SpanProvider | pb.Telemetry.LogProvider,
+    path: str = "/",
+    headers: tuple[tuple[str, str], ...] = (),
+) -> Target:
+    """With the TLS that is wanted; what of it cannot be had is why nothing may be sent."""
+    trust, refusal = None, provider.refusal
+    if provider.HasField("tls"):
+        tls = provider.tls
+        refusal = refusal or _missing(tls)
+        client = KeyPair(tls.chain_pem, tls.key_pem.encode()) if tls.chain_pem else None
+        others = tuple(name for name in tls.names if name != tls.server_name)
+        trust = TlsTrust(tls.roots_pem or SYSTEM_ROOTS, tls.server_name, others, client)
+    return Target(provider.host, provider.port, path, headers, trust, refusal)
+
+
+def _missing(tls: ClientTls) -> str:
+    if tls.is_unverified:
+        return "collectors are not spoken to without verification (insecureSkipVerify)"
+    if tls.crl_pem:
+        return "revocation lists are not supported for collectors"
+    if tls.server_name not in tls.names or any("://" in name for name in tls.names):
+        return "a collector's certificate is to have the name that is asked for (sni), and host names only"
+    return ""
 
 
 Chosen = TypeVar("Chosen", bound=Provider)

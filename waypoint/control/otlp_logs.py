@@ -8,11 +8,10 @@ from dataplane.state.store import MeshState
 from proto.mycelia import telemetry_pb2 as pb
 from proto.mycelia.worker_pb2 import Exchange
 from proto.opentelemetry.logs_pb2 import LogRecord
-from telemetry.http_post import Target
 from telemetry.logging import get_logger
 from telemetry.metrics import Description, Kind
 from telemetry.otlp_logs import LogExporter, RecordFormat, Resource
-from waypoint.control.exporters import Exporters, Locate
+from waypoint.control.exporters import Exporters, Locate, target_of
 from waypoint.state.telemetry import TelemetryBook
 
 LOGS_SENT: Final = Description(
@@ -38,5 +37,5 @@ class LogSink(Exporters[pb.Telemetry.LogProvider, LogRecord]):
         self.put(name, lambda: format_.record(exchange))
 
     def _make_exporter(self, wanted: pb.Telemetry.LogProvider, locate: Locate) -> LogExporter:
-        target = Target(wanted.host, wanted.port)
+        target = target_of(wanted)
         return LogExporter(target, self._resource, wanted.log_name, self._log, locate=locate)

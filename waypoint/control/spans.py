@@ -9,12 +9,11 @@ from typing import Final
 from dataplane.state.store import MeshState
 from proto.mycelia import telemetry_pb2 as pb
 from proto.mycelia.worker_pb2 import Exchange
-from telemetry.http_post import Target
 from telemetry.logging import get_logger
 from telemetry.metrics import Description, Kind
 from telemetry.span_exporter import Destination, SpanExporter, Wire
 from telemetry.spans import Span
-from waypoint.control.exporters import Exporters, Locate
+from waypoint.control.exporters import Exporters, Locate, target_of
 from waypoint.settings import Settings
 from waypoint.state.telemetry import TelemetryBook
 
@@ -69,7 +68,7 @@ class SpanSink(Exporters[pb.Telemetry.SpanProvider, Span]):
 
     def _make_exporter(self, wanted: pb.Telemetry.SpanProvider, locate: Locate) -> SpanExporter:
         headers = tuple((header.name, header.value) for header in wanted.headers)
-        target = Target(wanted.host, wanted.port, wanted.path or "/", headers)
+        target = target_of(wanted, wanted.path or "/", headers)
         destination = Destination(_WIRES[wanted.wire], target)
         teller = self._teller
         return SpanExporter(destination, teller.service, teller.version, self._log, locate=locate)
