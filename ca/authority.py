@@ -37,6 +37,7 @@ from ca.certificate import (
     uri_names,
     write_signer,
 )
+from ca.certificate_life import Dates
 from ca.chain import fingerprint, is_issued_by
 from ca.csr import check_csr
 from ca.errors import (
@@ -134,6 +135,16 @@ class Authority:
     def problem(self) -> str:
         """Why the files of an external CA, as they are now, are not in force; else empty."""
         return self._roots.problem if isinstance(self._roots, ExternalCa) else ""
+
+    @property
+    def is_external(self) -> bool:
+        return isinstance(self._roots, ExternalCa)
+
+    @property
+    def dates(self) -> Dates:
+        """The life of what signs now; it ends with the first certificate above the leaves."""
+        begin = self._issuing.certificate.not_valid_before_utc
+        return Dates(begin, begin, self._issuing.not_after)
 
     @property
     def issuer_fingerprint(self) -> str:

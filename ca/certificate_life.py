@@ -56,6 +56,14 @@ class Dates:
         whole_s = (self.not_after - begin).total_seconds()
         return min(max((now - begin).total_seconds() / whole_s, 0.0), 1.0)
 
+    def stage(self, now: dt.datetime) -> Stage:
+        used = self.used(now)
+        if used >= 1.0:
+            return Stage.EXPIRED
+        if used >= SECOND_ALARM_AT:
+            return Stage.CRITICAL
+        return Stage.LATE if used >= FIRST_ALARM_AT else Stage.GOOD
+
 
 @dataclass(frozen=True, slots=True)
 class CertificateLife:
@@ -72,12 +80,7 @@ class CertificateLife:
     def stage(self, now: dt.datetime) -> Stage:
         if self.dates is None:
             return Stage.MISSING if self.problem else Stage.WAITING
-        used = self.dates.used(now)
-        if used >= 1.0:
-            return Stage.EXPIRED
-        if used >= SECOND_ALARM_AT:
-            return Stage.CRITICAL
-        return Stage.LATE if used >= FIRST_ALARM_AT else Stage.GOOD
+        return self.dates.stage(now)
 
     def remaining_s(self, now: dt.datetime) -> float:
         """Negative after the end; zero without a certificate."""

@@ -19,6 +19,7 @@ import trio
 
 from ca.authority import SERVER_LIFETIME
 from config.access import wall_clock
+from config.ca_watch import AuthorityWatch
 from config.control_plane import ControlPlane, StateDirectory
 from config.errors import StateUnwritable
 from config.metrics import make_metrics
@@ -152,9 +153,11 @@ async def _drain_on_signal(begin_drain: Callable[[], None], scope: trio.CancelSc
 
 
 async def _keep_roots(plane: ControlPlane) -> None:
-    """Follows the trust bundle: nodes trust what stands in this file."""
+    """Follows trust bundle and life of the CA: nodes trust what stands in this file."""
     written: str | None = plane.authority.roots_pem
+    watch = AuthorityWatch(plane.authority)
     while True:
+        watch.look(wall_clock())
         await trio.sleep(HOUSEKEEPING_S)
         plane.authority.follow(wall_clock())
         try:

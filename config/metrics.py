@@ -5,10 +5,17 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
+from config.access import wall_clock
 from config.control_plane import ControlPlane
 from config.registry.object_views import WAYPOINT_SERVICE
 from telemetry.metrics import Description, Kind, Labels, MetricSet, Number
 
+CA_REMAINING = Description(
+    "mycelia_ca_certificate_remaining_seconds",
+    Kind.GAUGE,
+    "Seconds until the first of the CA's certificates expires",
+    unit="seconds",
+)
 OBJECTS = Description("mycelia_config_objects", Kind.GAUGE, "Objects in force", ("kind",))
 PROBLEMS = Description("mycelia_config_problems", Kind.GAUGE, "Problems of manifests", ("severity",))
 KEPT = Description("mycelia_config_kept_objects", Kind.GAUGE, "Objects whose last good version is in force")
@@ -31,6 +38,7 @@ REGISTRATIONS = Description(
 
 def make_metrics(plane: ControlPlane) -> MetricSet:
     metrics = MetricSet()
+    metrics.add_source(CA_REMAINING, lambda: {(): _ca_remaining_s(plane)})
     metrics.add_source(
         OBJECTS,
         lambda: _count(ref.kind for ref in plane.registry.index.objects if ref.kind != WAYPOINT_SERVICE),
@@ -50,6 +58,10 @@ def make_metrics(plane: ControlPlane) -> MetricSet:
     metrics.add_source(WORKLOADS, lambda: _workloads(plane))
     metrics.add_source(REGISTRATIONS, lambda: _registrations(plane))
     return metrics
+
+
+def _ca_remaining_s(plane: ControlPlane) -> float:
+    return round((plane.authority.dates.not_after - wall_clock()).total_seconds(), 1)
 
 
 def _count(words: Iterable[str]) -> Mapping[Labels, Number]:

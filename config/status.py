@@ -13,6 +13,8 @@ from google.protobuf import json_format
 from google.protobuf.message import Message
 
 from config import keys
+from config.access import wall_clock
+from config.ca_watch import ca_json
 from config.compile.resource import ADDRESS, AUTHORIZATION, DESTINATION, SERVICE_ROUTES, Resource, TypeUrl
 from config.control_plane import ControlPlane
 from config.findings import Problem, Severity
@@ -337,7 +339,7 @@ def summary_json(plane: ControlPlane) -> Json:
         "is_ready": plane.is_ready,
         "trust_domain": plane.settings.trust_domain,
         "cluster_id": plane.settings.cluster_id,
-        "ca_problem": plane.authority.problem,
+        "ca": ca_json(plane.authority, wall_clock()),
         "objects": len(plane.sourced),
         "errors": sum(each.severity is Severity.ERROR for each in problems),
         "warnings": sum(each.severity is Severity.WARNING for each in problems),

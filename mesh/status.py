@@ -124,6 +124,19 @@ def ztunnel_lines(admin: str, readiness: str) -> list[Line]:
     return lines + certificate_lines(lives)
 
 
+def authority_lines(ca: dict[str, Any]) -> list[Line]:
+    """Of a CA that nobody renewed, or whose new files are refused."""
+    lines = []
+    if ca.get("next_step"):
+        used = round(100 * ca["used_fraction"])
+        fact = f"CA certificate: {used} % of its life used, ends at {ca['not_after']}: {ca['next_step']}"
+        lines.append(Line("control plane", fact, is_well=False))
+    if ca.get("problem"):
+        fact = f"external CA, last good one kept: {ca['problem']}"
+        lines.append(Line("control plane", fact, is_well=False))
+    return lines
+
+
 def certificate_lines(page: dict[str, Any]) -> list[Line]:
     """Certificates that still work but were not renewed in time, and what is odd about the clock."""
     lines = []
@@ -164,8 +177,7 @@ def describe_control_plane(
         Line("control plane", f"trust domain {summary['trust_domain']}, {summary['objects']} objects"),
         Line("control plane", f"{summary['xds_clients']} node proxies, {summary['nodes_connected']} agents"),
     ]
-    if ca_problem := summary.get("ca_problem"):
-        lines.append(Line("control plane", f"external CA, last good one kept: {ca_problem}", is_well=False))
+    lines += authority_lines(summary.get("ca", {}))
     for problem in problems[:SHOWN_PROBLEMS]:
         place = f"{problem['file']}, line {problem['line']}, {problem['object']}: {problem['path']}"
         is_well = problem["severity"] != "error"

@@ -57,12 +57,15 @@ async def test_it_signs_by_the_files_and_follows_them(manifests: Path, tmp_path:
         # A set that does not fit together changes nothing, and is told.
         write(files, second, roots=(make_now("stranger"),))
         assert issuer(await fetch(plane, token)) == "CN=first"
-        assert ROOTS in (await plane.json("/status"))["ca_problem"]
+        assert ROOTS in (await plane.json("/status"))["ca"]["problem"]
         # A good one is taken; the port's own certificate follows, and still verifies.
         write(files, second, roots=(root,))
         assert issuer(await fetch(plane, token)) == "CN=second"
         assert issuer(await fetch(plane, token)) == "CN=second"
-        assert (await plane.json("/status"))["ca_problem"] == ""
+        assert (await plane.json("/status"))["ca"]["problem"] == ""
+        life = (await plane.json("/status"))["ca"]
+        assert (life["is_external"], life["stage"]) == (True, "good")
+        assert b"mycelia_ca_certificate_remaining_seconds" in (await plane.get("/metrics"))[1]
     assert not (state / "ca").exists()  # no authority of its own was made
 
 

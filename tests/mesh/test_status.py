@@ -31,7 +31,7 @@ def test_an_address_without_port_is_one_line(capsys: pytest.CaptureFixture[str])
 
 def test_control_plane_pages_become_lines() -> None:
     summary = {
-        "ca_problem": "it has expired",
+        "ca": {"problem": "it has expired"},
         "is_ready": True,
         "trust_domain": "td",
         "objects": 3,
@@ -68,3 +68,11 @@ def test_certificates_that_are_not_available_are_not_well(monkeypatch: pytest.Mo
     monkeypatch.setattr(status, "get", lambda _address, path: answers[path])
     lines = status.ztunnel_lines("127.0.0.1:15000", "127.0.0.1:15021")
     assert [line.is_well for line in lines] == [False, True, False]
+
+
+def test_a_ca_that_nobody_renews_is_not_well() -> None:
+    ca = {"used_fraction": 0.64, "not_after": "2030-01-02", "next_step": "renew it", "problem": ""}
+    (line,) = status.authority_lines(ca)
+    assert not line.is_well
+    assert line.fact == "CA certificate: 64 % of its life used, ends at 2030-01-02: renew it"
+    assert status.authority_lines({**ca, "next_step": ""}) == []
