@@ -92,6 +92,19 @@ class TunnelStream:
             connection.codec.send_data(self.stream_id, data)
             connection.pump.request_flush()
 
+    def send_whole(self, data: bytes | bytearray | memoryview) -> bool:
+        """`send`, if all of it is within the budget; False: nothing was sent, and nothing is enrolled."""
+        connection = self.connection
+        if self.is_over or connection.pump.backlog_bytes > HIGH_WATER_BYTES:
+            return False
+        codec, stream_id = connection.codec, self.stream_id
+        if codec.sendable(stream_id) < len(data):
+            return False
+        codec.send_data(stream_id, data)
+        if not connection.pump.is_flush_due:
+            connection.pump.request_flush()
+        return True
+
     def send_in_place(self, layout: Layout, count: int) -> None:
         """Send `count` bytes, within the budget, that lie in the layout's payloads. The buffer is free
         afterwards.

@@ -77,9 +77,7 @@ class TunnelByteStream:
     def write(self, data: bytes | bytearray | memoryview) -> None:
         if self._is_closing or self._is_end_due or not data:
             return
-        tunnel = self._tunnel
-        if not self._pending and tunnel.budget() >= len(data):
-            tunnel.send(data)
+        if not self._pending and self._tunnel.send_whole(data):
             return
         view = memoryview(data)
         if not self._pending:
@@ -144,6 +142,10 @@ class TunnelByteStream:
     # TunnelHandler
 
     def on_tunnel_data(self, chunks: list[memoryview], flow_bytes: int) -> None:
+        if len(chunks) == 1 and not self._is_paused and not self._held:
+            self._tunnel.consumed(flow_bytes)
+            self._handler.on_data(chunks[0])
+            return
         size = 0
         for chunk in chunks:
             size += len(chunk)
