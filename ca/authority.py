@@ -131,6 +131,15 @@ class Authority:
         if isinstance(self._roots, ExternalCa):
             self._issuing = self._roots.current(now).signer
 
+    def renew_if_due(self, now: dt.datetime) -> None:
+        """Replaces an own issuing CA past half of its life, if the root's key is here.
+
+        Raises a CaError; what signs now goes on doing so.
+        """
+        if self.is_external or not _is_due(self._issuing, now):
+            return
+        self._issuing = self.load_or_create(self._folder, trust_domain=self.trust_domain, now=now)._issuing
+
     @property
     def problem(self) -> str:
         """Why the files of an external CA, as they are now, are not in force; else empty."""

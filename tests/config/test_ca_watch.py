@@ -8,7 +8,7 @@ import structlog
 
 from ca.authority import Authority
 from config.ca_watch import AuthorityWatch, ca_json
-from tests.ca.external_files import make_ca, write
+from tests.ca.external_files import YEAR, make_ca, write
 from tests.ca.harness import DAY, HOUR, NOW, TRUST_DOMAIN, make_authority
 
 
@@ -43,4 +43,42 @@ def test_an_own_ca_is_good_for_years(tmp_path: Path) -> None:
     authority = make_authority(tmp_path / "ca")
     said = ca_json(authority, NOW + 365 * DAY)
     assert (said["stage"], said["is_external"], said["next_step"]) == ("good", False, "")
-    assert "start the control plane again" in str(ca_json(authority, NOW + 4 * 365 * DAY)["next_step"])
+    assert "put root.pem back" in str(ca_json(authority, NOW + 4 * 365 * DAY)["next_step"])
+
+
+def test_an_own_issuing_ca_is_renewed_while_the_control_plane_runs(tmp_path: Path) -> None:
+    authority = make_authority(tmp_path / "ca")
+    first, watch = authority.issuer_fingerprint, AuthorityWatch(authority)
+    watch.look(NOW + 2 * YEAR)
+    assert authority.issuer_fingerprint == first
+    watch.look(NOW + 3 * YEAR)
+    assert authority.issuer_fingerprint != first
+    assert ca_json(authority, NOW + 4 * YEAR)["stage"] == "good"
+    assert (
+        make_authority(tmp_path / "ca", now=NOW + 3 * YEAR).issuer_fingerprint == authority.issuer_fingerprint
+    )
+
+
+def test_without_the_roots_key_the_old_one_signs_on_and_the_alarm_says_what_to_do(tmp_path: Path) -> None:
+    authority = make_authority(tmp_path / "ca")
+    first, watch = authority.issuer_fingerprint, AuthorityWatch(authority)
+    (tmp_path / "ca" / "root.pem").rename(tmp_path / "offline.pem")
+    with structlog.testing.capture_logs() as logs:
+        watch.look(NOW + 4 * YEAR)
+    assert authority.issuer_fingerprint == first
+    (alarm,) = [entry for entry in logs if entry["event"] == "ca_certificate_alarm"]
+    assert "root.pem" in alarm["next_step"]
+    (tmp_path / "offline.pem").rename(tmp_path / "ca" / "root.pem")
+    watch.look(NOW + 4 * YEAR)
+    assert authority.issuer_fingerprint != first
+
+
+def test_a_renewal_that_fails_is_told_once(tmp_path: Path) -> None:
+    authority = make_authority(tmp_path / "ca")
+    first, watch = authority.issuer_fingerprint, AuthorityWatch(authority)
+    (tmp_path / "ca" / "root.pem").chmod(0o644)
+    with structlog.testing.capture_logs() as logs:
+        watch.look(NOW + 3 * YEAR)
+        watch.look(NOW + 3 * YEAR)
+    assert [entry["event"] for entry in logs if "renewed" in entry["event"]] == ["issuing_ca_not_renewed"]
+    assert authority.issuer_fingerprint == first
