@@ -126,7 +126,7 @@ async def _serve(plane: ControlPlane, settings: ProcessSettings, certificate: Se
         gc.freeze()
         write_json(settings.state / LISTENING_FILE, _listening(grpc_listeners, status_listeners))
         server = plane.make_server()
-        nursery.start_soon(_drain_on_signal, server.begin_drain, nursery.cancel_scope)
+        await nursery.start(_drain_on_signal, server.begin_drain, nursery.cancel_scope)
         plane.is_ready = True
         log.info(
             "control_plane_ready",
@@ -142,8 +142,15 @@ async def _serve(plane: ControlPlane, settings: ProcessSettings, certificate: Se
         nursery.cancel_scope.cancel()
 
 
-async def _drain_on_signal(begin_drain: Callable[[], None], scope: trio.CancelScope) -> None:
+async def _drain_on_signal(
+    begin_drain: Callable[[], None],
+    scope: trio.CancelScope,
+    *,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Started once a signal ends the process in order: whoever sees that it is ready may send one at once."""
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        task_status.started()
         async for number in signals:
             log.info("control_plane_stopping", signal=signal.Signals(number).name)
             begin_drain()

@@ -85,7 +85,7 @@ async def run(settings: NodeSettings) -> None:
             nursery.start_soon(link.run)
             nursery.start_soon(renewal.run)
             await nursery.start(watches.run)
-            nursery.start_soon(_stop_on_signal, nursery.cancel_scope)
+            await nursery.start(_stop_on_signal, nursery.cancel_scope)
             manager = ServiceManager.from_environment(os.environ)
             nursery.start_soon(manager.stay_alive)
             reach("boot: ready")
@@ -192,8 +192,11 @@ async def wait_any(*events: trio.Event) -> None:
             nursery.start_soon(wait, event)
 
 
-async def _stop_on_signal(scope: trio.CancelScope) -> None:
+async def _stop_on_signal(
+    scope: trio.CancelScope, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+) -> None:
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        task_status.started()
         async for _ in signals:
             scope.cancel()
             return

@@ -198,7 +198,7 @@ class ControlProcess(ABC):
                 for part in (self.pool.run, self.saved.run, self.watch.run, self._run_xds, *self._parts()):
                     nursery.start_soon(part)
                 await nursery.start(self.manager.run)
-                nursery.start_soon(self._watch_signals)
+                await nursery.start(self._watch_signals)
                 nursery.start_soon(self._report, manager)
                 self._log.info("started", version=self._version, workers=self._process_settings.workers)
                 task_status.started()
@@ -281,8 +281,9 @@ class ControlProcess(ABC):
             self._log.info("control_plane_synced")
             self._mesh_is_known()
 
-    async def _watch_signals(self) -> None:
+    async def _watch_signals(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            task_status.started()
             received: set[int] = set()
             async for number in signals:
                 # An interrupt may reach the whole group just before a supervisor's SIGTERM reaches each of
