@@ -42,6 +42,7 @@ http {{
     listen {h2_port} http2 backlog=4096;
     default_type text/plain;
     location = /big {{ alias {directory}/big; }}
+    location = /sink {{ proxy_pass http://127.0.0.1:{port}/; }}  # takes all of a body before it answers
     location / {{ return 200 "{body}"; }}
   }}
 }}

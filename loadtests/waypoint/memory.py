@@ -89,7 +89,7 @@ async def weigh(site: Site, pid: int, directory: Path) -> Weighed:
         "POST",
         "-H",
         "Expect:",
-        f"http://{site.vip}/",
+        f"http://{site.vip}/sink",
     ]
     up = await _peak(site, pid, command) - before
     return Weighed(idle, per_connection, max(down, 0), max(up, 0))
