@@ -175,7 +175,9 @@ class ConnectionStory(Teller):
             for name, (url, expected) in targets.items():
                 size = log.stat().st_size
                 body = self.fetch("client", url)
-                seen = log.read_text()[size:].strip()
+                # nginx writes the line after the answer.
+                line = self.eventually(lambda size=size: log.read_text()[size:].strip() or None)  # type: ignore[misc]
+                seen = line or ""
                 self.show(f"nginx access.log: {seen}")
                 is_ours = seen.startswith((expected, client.ipv4, client.ipv6))
                 self.claim(
